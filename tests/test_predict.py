@@ -18,7 +18,7 @@ from timm.utils import random_seed
 from agmax_timm import export, predict
 from agmax_timm.assembly.known_classes import classes_of
 from agmax_timm.base.errors import OptionError
-from agmax_timm.evaluation import measures, prediction, validation
+from agmax_timm.evaluation import passes, prediction, validation
 from agmax_timm.options.parse import parse_validate_args
 from agmax_timm.weights.saved_model import read_model
 from agmax_timm.weights.staging import stage
@@ -72,14 +72,14 @@ def logits_of_validate(monkeypatch, *argv):
     """The logits of each image in validate.py."""
     seen = []
 
-    create = measures.create_evaluator
+    create = passes.create_evaluator
 
     def create_evaluator(*args):
         evaluator = create(*args)
         update = evaluator.update
         evaluator.update = lambda output, target: (seen.append(output.float().clone()), update(output, target))
         return evaluator
-    monkeypatch.setattr(measures, 'create_evaluator', create_evaluator)
+    monkeypatch.setattr(passes, 'create_evaluator', create_evaluator)
     options = parse_validate_args([*map(str, argv), *SMALL])
     validation.validate_model(options, validation.start(options))
     return torch.cat(seen)

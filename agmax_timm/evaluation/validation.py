@@ -15,9 +15,10 @@ from ..options import timm_names
 from ..options.parsers import ValidateOptions
 from ..options.paths import CLASSES_OF_MODEL
 from ..weights.checkpoint import saved_options
-from . import bulk, measures
+from . import bulk, robustness_columns
 from .evaluated_model import EvaluatedModel, open_data, options_of_run, prepare
 from .log import finite
+from .passes import Evaluation
 
 _METRICS: dict[str, dict[str, str | None]] = {  # name of the complement to 100 by metric
     'classification': {'top1': 'top1_err', 'top5': 'top5_err'},
@@ -36,7 +37,7 @@ def start(options: ValidateOptions) -> torch.device:
         datasets.check_roots(found, found.split)
     timm_names.check_device(options.device)
     timm_names.check_compiler(options)
-    measures.list_corruptions(options)  # check them before a model is created
+    robustness_columns.list_corruptions(options)  # check them before a model is created
     return build.init_device(options.device)
 
 
@@ -50,7 +51,7 @@ def validate_model(options: ValidateOptions, device: torch.device) -> dict[str, 
     subject = prepare(options, device)
     options = subject.options
     dataset = open_data(subject, _logger, f'--class-map {CLASSES_OF_MODEL} numbers the classes as the model does')
-    evaluation = measures.Evaluation(subject, dataset)
+    evaluation = Evaluation(subject, dataset)
     try:
         metrics = evaluation.run('Test')
     except ZeroDivisionError as error:
@@ -59,7 +60,7 @@ def validate_model(options: ValidateOptions, device: torch.device) -> dict[str, 
         raise OptionError(
             f'--crop-border-pixels {options.crop_border_pixels} leaves nothing of an image: use fewer') from error
     results = summarize(options, subject, metrics)
-    results.update(measures.measure(evaluation))
+    results.update(robustness_columns.measure(evaluation))
     return finite(results)  # JSON has no NaN
 
 

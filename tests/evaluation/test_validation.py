@@ -18,7 +18,7 @@ from agmax_timm.assembly import datasets
 from agmax_timm.assembly.model_input import build_data_config, input_channels
 from agmax_timm.base.errors import OptionError
 from agmax_timm.commands import validate as validate_cli
-from agmax_timm.evaluation import evaluated_model, measures, metrics, validation
+from agmax_timm.evaluation import evaluated_model, metrics, passes, validation
 from agmax_timm.options.parse import parse_validate_args
 from agmax_timm.report import command as report
 from tests.helpers.flags import SMALL_VALIDATION
@@ -419,7 +419,7 @@ def test_metrics_of_several_labels_per_image_equal_their_formulas(format, weight
 def test_an_interruption_of_the_only_model_is_one_line(weights, photos, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
-    monkeypatch.setattr(measures, 'evaluate', interrupted)
+    monkeypatch.setattr(passes, 'evaluate', interrupted)
     with pytest.raises(SystemExit) as end:
         validate_cli.main([str(photos), '--model', 'test_resnet', '--num-classes', '3', '--checkpoint', weights()[0],
                          '--img-size', '32', *SMALL_VALIDATION])

@@ -26,7 +26,7 @@ from agmax_timm.base.safe_load import read_file
 from agmax_timm.commands import train as train_cli
 from agmax_timm.data.sources.classes import class_names
 from agmax_timm.data.sources.shards import open_dataset
-from agmax_timm.evaluation import measures, validation
+from agmax_timm.evaluation import passes, validation
 from agmax_timm.evaluation.analysis import analyse
 from agmax_timm.evaluation.outcomes import Mistake
 from agmax_timm.options.changed_options import changed_options, train_command
@@ -144,13 +144,13 @@ def image_of(attributes):
 def predictions(monkeypatch, photos, *argv):
     """Classes that the model of validate.py predicts, the true classes, and the results."""
     seen = []
-    evaluate = measures.evaluate
+    evaluate = passes.evaluate
 
     def spy(*args, evaluator, **kwargs):
         update = evaluator.update
         evaluator.update = lambda output, target: (seen.append((output.argmax(1), target)), update(output, target))
         return evaluate(*args, evaluator=evaluator, **kwargs)
-    monkeypatch.setattr(measures, 'evaluate', spy)
+    monkeypatch.setattr(passes, 'evaluate', spy)
     args = parse_validate_args([str(photos), '-j', '0', *map(str, argv)])
     results = validation.validate_model(args, validation.start(args))
     return torch.cat([p for p, _ in seen]), torch.cat([t for _, t in seen]), results

@@ -18,8 +18,9 @@ from timm.utils import random_seed
 
 from agmax_timm.assembly.model import Precision
 from agmax_timm.commands import validate as validate_cli
-from agmax_timm.evaluation import evaluated_model, measures
+from agmax_timm.evaluation import evaluated_model, robustness_columns
 from agmax_timm.evaluation.calibration import CalibrationBins
+from agmax_timm.evaluation.passes import Evaluation
 from agmax_timm.evaluation.robustness import attacked
 from agmax_timm.evaluation.robustness.attacks import pgd, random_start
 from agmax_timm.evaluation.robustness.corruptions import ALEXNET_ERRORS
@@ -118,7 +119,7 @@ class RecordsInputs(torch.nn.Module):
 @pytest.fixture
 def passes(monkeypatch):
     """List of the evaluations after that of the clean images: inputs [N, 3, H, W] and metrics of each."""
-    seen, evaluate = [], measures.Evaluation.evaluate
+    seen, evaluate = [], Evaluation.evaluate
 
     def watched(evaluation, name, *args):
         model = RecordsInputs(evaluation.subject.model)
@@ -126,7 +127,7 @@ def passes(monkeypatch):
         if name != 'Test':
             seen.append((torch.cat(model.inputs), metrics))
         return metrics
-    monkeypatch.setattr(measures.Evaluation, 'evaluate', watched)
+    monkeypatch.setattr(Evaluation, 'evaluate', watched)
     return seen
 
 
@@ -266,10 +267,10 @@ def test_corrupted_images_of_other_classes_are_refused(textures, weights, refusa
 
 def test_imagenet_c_has_errors_relative_to_alexnet(monkeypatch, textures, corrupted, weights, results_of):
     """It needs all 15 corruptions at all severities, and the classes of ImageNet."""
-    listed = [measures.Corruption(name, severity, str(corrupted / 'dark' / '4'))
+    listed = [robustness_columns.Corruption(name, severity, str(corrupted / 'dark' / '4'))
               for name in ALEXNET_ERRORS for severity in range(1, 6)]
-    monkeypatch.setattr(measures, 'list_corruptions', lambda args: listed)
-    monkeypatch.setattr(measures.Evaluation, 'run', lambda *args, **kwargs: dict(top1=60., top5=90., loss=1.))
+    monkeypatch.setattr(robustness_columns, 'list_corruptions', lambda args: listed)
+    monkeypatch.setattr(Evaluation, 'run', lambda *args, **kwargs: dict(top1=60., top5=90., loss=1.))
     monkeypatch.setattr(ImageNetInfo, 'label_names', lambda self: ['cat', 'ant', 'bee'])
     results = results_of(textures, *RESNET, '--checkpoint', weights()[0], '--corruptions-dir', corrupted)
     assert results['mce'] == pytest.approx(np.mean([4000 / error for error in ALEXNET_ERRORS.values()]), abs=1e-3)

@@ -1,9 +1,8 @@
-"""Passes of validate.py over its data, and metrics of robustness as columns of its results."""
+"""Metrics of robustness as columns of the results of validate.py."""
 import logging
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,19 +12,16 @@ from timm.task import evaluation_sample_limit
 from torch.utils.data import Dataset
 
 from ..assembly import datasets, loaders
-from ..base.distributed import is_primary
 from ..base.errors import DataError, OptionError
 from ..base.text import one_line, quoted
 from ..data.augmentation.mixup import TwoViewCollate
-from ..data.augmentation.transforms import change_transforms, transforms_of
+from ..data.augmentation.transforms import transforms_of
 from ..data.sources.classes import class_names, class_to_idx, same_names
 from ..options.evaluation import Robustness
-from ..options.parsers import AnyOptions, ValidateOptions, saved_train_options
-from . import bulk
-from .evaluate import evaluate
-from .evaluated_model import EvaluatedModel, build_loader, open_split
-from .log import log_steps
-from .metrics import create_evaluator, labels_of_data
+from ..options.parsers import AnyOptions, saved_train_options
+from .evaluated_model import build_loader, open_split
+from .metrics import labels_of_data
+from .passes import Evaluation
 from .robustness.agreement import AgreementEvaluator
 from .robustness.attacked import EPSILONS, Attack
 from .robustness.corruptions import ALEXNET_ERRORS, SMALLEST, corrupt_rgb, corruption_names, find_corruptions, summarize
@@ -40,50 +36,6 @@ class Corruption(NamedTuple):
     name: str
     severity: int
     path: str | None = None
-
-
-@dataclass
-class Evaluation:
-    """A model and its data."""
-    subject: EvaluatedModel
-    dataset: Dataset
-
-    @property
-    def options(self) -> ValidateOptions:
-        return self.subject.options
-
-    def run(
-            self,
-            name: str,
-            dataset: Dataset | None = None,
-            change: Callable[[Any], Any] | None = None,
-            perturb: Callable | None = None,
-            **data_config,
-    ) -> dict[str, float]:
-        """Return the metrics of one pass over the data.
-
-        Args:
-            dataset: Data set; None for that of the evaluation.
-            change: Function from the evaluation transform to the one to use, which is then seeded by sample.
-            perturb: Argument of evaluate().
-            **data_config: Values that replace those of the model's data configuration.
-        """
-        subject, dataset = self.subject, dataset or self.dataset
-        source = SeededDataset(dataset, self.options.seed) if change is not None else dataset
-        loader = build_loader(replace(subject, data_config={**subject.data_config, **data_config}), source)
-        if change is not None:
-            change_transforms(source, change)
-        evaluator = create_evaluator(self.options, dataset, loader, subject.num_classes, subject.device)
-        return self.evaluate(name, loader, evaluator, perturb)
-
-    def evaluate(self, name: str, loader: Any, evaluator: Any, perturb: Callable | None = None) -> dict[str, float]:
-        """Return the metrics of one pass over a loader. Without a name, nothing is logged."""
-        bulk.free_memory()  # each loader has its own stream, and torch keeps memory for each stream
-        subject = self.subject
-        return evaluate(
-            subject.model, loader, subject.options, subject.device, subject.precision, subject.options.log_freq,
-            on_log=log_steps(name) if name and is_primary() else None, evaluator=evaluator, perturb=perturb,
-            before_compute=partial(bulk.check_ranks, subject.device))
 
 
 def measure(evaluation: Evaluation) -> dict[str, float]:
