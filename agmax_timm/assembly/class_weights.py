@@ -13,7 +13,7 @@ from ..base.command_line import flag_of
 from ..base.errors import OptionError
 from ..base.text_file import without_mark
 from ..data.loading.balance import labels_of
-from ..options.checks import loss_name, mixing, pos_weight
+from ..options.derived import loss_name, mixing, pos_weight
 from ..options.model import Model
 from ..options.parsers import TrainOptions
 

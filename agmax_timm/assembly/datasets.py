@@ -15,9 +15,9 @@ from ..data.sources.classes import class_to_idx, summary
 from ..data.sources.dataset_factory import check_split, find_split
 from ..data.sources.held_out import part_of
 from ..data.sources.shards import open_dataset
-from ..options.checks import remembers
 from ..options.data_kinds import kind_of, split_name
 from ..options.declare import picked
+from ..options.derived import remembers
 from ..options.parsers import AnyOptions, TrainOptions
 from ..options.quantities import share_of
 from ..weights.checkpoint import saved_options

@@ -19,9 +19,9 @@ from ..data.memory.buffers import is_pinned
 from ..data.naflex import create_naflex_train_loader
 from ..data.resumption.loader import ResumableLoader
 from ..data.sources.shards import share_evaluation
-from ..options.checks import mixing, remembers
 from ..options.data import Loading
 from ..options.declare import picked
+from ..options.derived import mixing, remembers
 from ..options.parsers import AnyOptions, TrainOptions
 from ..options.shared_flags import pinning
 from .model import Precision

@@ -20,8 +20,8 @@ from ..base.text import one_line
 from ..distillation import AgMaxDistillationTask
 from ..loss import ranks_of_marginal
 from ..network import init_normal
-from ..options.checks import batch_sizes, loss_name, mixing, remembers
 from ..options.declare import picked
+from ..options.derived import batch_sizes, loss_name, mixing, remembers
 from ..options.parsers import TrainOptions
 from ..remembered import AgMaxMemoryTask
 from ..task import AgMaxTask

@@ -12,7 +12,7 @@ from timm.task import TrainingTask
 from ..base.distributed import is_distributed, world_size
 from ..base.errors import OptionError
 from ..base.text import one_line
-from ..options.checks import ranking_metric
+from ..options.derived import ranking_metric
 from ..options.parsers import TrainOptions
 from ..options.timm_names import REFUSED
 

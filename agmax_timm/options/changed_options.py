@@ -2,9 +2,9 @@
 import shlex
 from typing import Any
 
-from .checks import defaults_by_method
 from .data_kinds import share_options
 from .declare import declared
+from .derived import defaults_by_method
 from .parsers import TrainOptions, ValidateOptions
 from .paths import CLASSES_OF_MODEL
 from .recipe import portable, recipe

@@ -3,9 +3,10 @@ from collections.abc import Iterator
 
 from ..base.command_line import flag_of
 from .agmax import AgMax, RememberedPredictions
-from .checks import mixing, needs_classes, remembers
+from .checks import needs_classes
 from .data_kinds import in_sequence, needs_index
 from .declare import declared, has_effect, refused
+from .derived import mixing, remembers
 from .model import TrainModel
 from .parsers import TrainOptions
 from .without_effect import flag_with_values

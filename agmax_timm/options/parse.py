@@ -24,8 +24,9 @@ def parse_train_args(argv: list[str] | None = None) -> TrainOptions:
     """
     parser = train_parser()
     on_command_line = given_options(parser, argv)
-    from .checks import check_train_args, resolve_defaults
+    from .checks import check_train_args
     from .combinations import check_combinations
+    from .derived import resolve_defaults
     given: dict[str, Any] = {}
     for path in on_command_line.pop('config', ()):
         _override(given, read_config(path, parser))

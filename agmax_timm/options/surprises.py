@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 
 from ..base.command_line import flag_of
-from .checks import mixing
 from .declare import has_effect
+from .derived import mixing
 from .parsers import TrainOptions
 
 

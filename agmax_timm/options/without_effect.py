@@ -12,9 +12,9 @@ from typing import Any, Generic, TypeVar
 
 from ..base.command_line import Parser, flag_of
 from ..base.image_modes import timm_policy
-from .checks import loss_name, mixing, takes_pos_weight
 from .data_kinds import kind_of
 from .declare import declared, has_effect
+from .derived import loss_name, mixing, takes_pos_weight
 from .loss import Loss
 from .parsers import AnyOptions, TrainOptions, ValidateOptions
 from .quantities import share_of

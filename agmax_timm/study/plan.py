@@ -14,8 +14,8 @@ from ..base.command_line import flag_of
 from ..base.errors import OptionError
 from ..base.pipes import print_message
 from ..base.text import quoted
-from ..options.checks import METRICS, with_given_loss
 from ..options.declare import declared
+from ..options.derived import METRICS, with_given_loss
 from ..options.option_file import read_mapping
 from ..options.parse import parse_train_args
 from ..options.parsers import TrainOptions

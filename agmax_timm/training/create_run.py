@@ -23,8 +23,8 @@ from ..data.backend import views_of
 from ..data.resumption.loader import make_resumable
 from ..data.sources.classes import class_names, class_to_idx
 from ..options import timm_names
-from ..options.checks import ranking_metric
 from ..options.declare import values
+from ..options.derived import ranking_metric
 from ..options.parsers import TrainOptions
 from ..options.run import Hub
 from ..options.surprises import surprises_of_run

@@ -14,7 +14,7 @@ from ..base.text import one_line
 from ..data.pictures import ToPicture, save_views
 from ..data.sources.classes import class_names
 from ..options.augmentation import Mixing
-from ..options.checks import mixing
+from ..options.derived import mixing
 from ..options.run import Run
 from ..remembered import AgMaxMemoryTask
 from .batch_norm import distribute_batch_norm

@@ -8,8 +8,8 @@ from timm.loss import LOSS_TYPES, create_classification_loss
 
 from agmax_timm.assembly.objective import build_criterion
 from agmax_timm.options.changed_options import train_command
-from agmax_timm.options.checks import loss_name
 from agmax_timm.options.declare import EVALUATION, RECIPE, RESUME, declared, problems, values
+from agmax_timm.options.derived import loss_name
 from agmax_timm.options.former_names import FORMER
 from agmax_timm.options.parse import given_options, parse_train_args, parse_validate_args
 from agmax_timm.options.parsers import TrainOptions, ValidateOptions, train_parser, validate_parser

@@ -17,7 +17,7 @@ from agmax_timm.assembly import datasets, loaders
 from agmax_timm.assembly import model as build
 from agmax_timm.assembly import optimizer as optimization
 from agmax_timm.assembly.objective import build_task
-from agmax_timm.options.checks import mixing
+from agmax_timm.options.derived import mixing
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
 from agmax_timm.options.parsers import train_parser
 from tests.helpers.paths import REPOSITORY

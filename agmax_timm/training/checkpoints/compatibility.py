@@ -7,8 +7,8 @@ from ...base.command_line import flag_of
 from ...base.errors import OptionError
 from ...base.text import quoted
 from ...data.sources.classes import class_names, normalised, same_names
-from ...options.checks import remembers, with_given_loss
 from ...options.declare import declared
+from ...options.derived import remembers, with_given_loss
 from ...options.parsers import TrainOptions
 from ...options.quantities import share_of
 from ...weights.resume import OPTIMIZER_OPTIONS, differ

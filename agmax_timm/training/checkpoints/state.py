@@ -19,7 +19,7 @@ from ...base.errors import CheckpointError
 from ...base.random_state import fits_generator, is_of_device, set_random_state
 from ...data.resumption.loader import ResumableLoader, start_workers
 from ...data.resumption.position import to_random_state, to_tensors
-from ...options.checks import ranking_metric
+from ...options.derived import ranking_metric
 from ..updates.losses import RunningLosses
 from ..updates.step import Training
 
