@@ -224,8 +224,8 @@ def test_the_curves_equal_the_summary(run_copy):
         rows = list(csv.DictReader(f))
     text = ''.join(page.text)
     for name, column in (('training', 'train_ce'), ('validation', 'eval_loss'), ('training', 'train_agreement'),
-                         ('training', 'train_divergence'), ('EMA', 'ema_top1'), ('raw weights', 'raw_top1'),
-                         ('learning rate', 'lr')):
+                         ('training', 'train_divergence'), ('validation of the EMA', 'ema_top1'),
+                         ('validation', 'raw_top1'), ('learning rate', 'lr')):
         assert f'{name} {float(rows[-1][column]):.4g}' in text
     lines = page.all('polyline')
     assert len(lines) == 2 + 2 + 1 + 1 + 1 and all(len(line['points'].split()) == 4 for line in lines)
@@ -340,8 +340,8 @@ def test_the_curves_of_runs_with_unequal_lines_share_their_axes(tmp_path):
     assert comparison._shared_panels(list(summaries), runs) == {
         'classification loss, training': {'ema': [(0, 3.)], 'plain': [(0, 4.)], 'unseen': [(0, 5.)]},
         'classification loss, validation': {'ema': [(0, 2.)], 'plain': [(0, 3.)]},
-        'top-1 (%), raw weights': {'ema': [(0, 40.)], 'plain': [(0, 30.)]},
-        'top-1 (%), EMA': {'ema': [(0, 41.)]},
+        'top-1 (%), validation': {'ema': [(0, 40.)], 'plain': [(0, 30.)]},
+        'top-1 (%), validation of the EMA': {'ema': [(0, 41.)]},
         'learning rate': {'ema': [(0, .1)], 'plain': [(0, .2)], 'unseen': [(0, .3)]},
     }
     assert list(comparison._shared_panels(list(summaries), runs[2:])) == ['classification loss', 'learning rate']

@@ -153,8 +153,8 @@ def read_curves(summary_path: str) -> dict[str, dict[str, list[tuple[int, float]
     classification = next((name for name in ('train_ce', 'train_task_loss') if name in terms), 'train_loss')
     panels = {
         'classification loss': {'training': classification, 'validation': 'eval_loss'},
-        title: {'raw weights': f'raw_{metric}' if f'raw_{metric}' in filled else f'eval_{metric}',
-                'EMA': f'ema_{metric}'},
+        title: {'validation': f'raw_{metric}' if f'raw_{metric}' in filled else f'eval_{metric}',
+                'validation of the EMA': f'ema_{metric}'},
         **{name.removeprefix('train_').replace('_', ' '): {'training': name} for name in terms
            if name != classification},
         'learning rate': {'learning rate': 'lr'},

@@ -78,7 +78,7 @@ def test_the_curves_of_agmax_have_each_term_on_its_own_axis(tmp_path):
                             '0,1.5,,,0.1,2.5,-1.5,0.5\n1,1,2.1,50,0.05,2,-1.25,0.25\n')
     assert curves == {
         'classification loss': {'training': [(0, 2.5), (1, 2.)], 'validation': [(1, 2.1)]},
-        'top-1 (%)': {'raw weights': [(1, 50.)]},
+        'top-1 (%)': {'validation': [(1, 50.)]},
         'agreement': {'training': [(0, -1.5), (1, -1.25)]},
         'divergence': {'training': [(0, 0.5), (1, 0.25)]},
         'learning rate': {'learning rate': [(0, 0.1), (1, 0.05)]},
@@ -90,7 +90,7 @@ def test_the_curves_of_runs_without_agmax_have_their_metrics(tmp_path):
     assert plain['classification loss'] == {'training': [(0, 1.5)], 'validation': [(0, 2.)]}
     assert list(plain) == ['classification loss', 'mAP (%)', 'learning rate']
     averaged = read(tmp_path, 'epoch,train_loss,eval_loss,eval_top1,lr,raw_top1,ema_top1\n0,1,2,41,0.1,40,41\n')
-    assert averaged['top-1 (%)'] == {'raw weights': [(0, 40.)], 'EMA': [(0, 41.)]}
+    assert averaged['top-1 (%)'] == {'validation': [(0, 40.)], 'validation of the EMA': [(0, 41.)]}
 
 
 def test_the_curves_of_a_distillation_have_one_panel_of_classification(tmp_path):
