@@ -63,7 +63,7 @@ def test_the_command_that_repeats_the_comparison_runs(tmp_path, monkeypatch, cap
     words = shlex.split(repeat)
     assert words[:3] == ['python', '-m', 'agmax_timm.study']
     study.main([str(REPOSITORY / words[3]), *words[4:], '--dry-run'])
-    assert capsys.readouterr().out.count(' -m agmax_timm.study.train ') == 96
+    assert capsys.readouterr().out.count(' -m agmax_timm.study.train ') == 120
 
 
 def test_commands_of_training_evaluation_prediction_and_report_run(tmp_path, monkeypatch, photos, capsys):

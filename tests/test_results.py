@@ -101,7 +101,9 @@ def test_the_page_has_the_results_at_equal_cost(fair):
     remembered = ' '.join((HOME / 'docs/remembered.md').read_text().split())
     for one, other in (('AgMax', 'twice the epochs'), ('AgMax', 'two views alone'),
                        ('two views alone', 'twice the epochs'), ('remembered predictions', 'twice the epochs'),
-                       ('remembered predictions', 'two views alone'), ('remembered predictions', 'AgMax')):
+                       ('remembered predictions', 'two views alone'), ('remembered predictions', 'AgMax'),
+                       ('remembered predictions', 'twice the epochs, float32'),
+                       ('twice the epochs, float32', 'twice the epochs')):
         differences = [shown(paired_difference(*pair)) for pair in zip(fair[one], fair[other])]
         assert f"| {one} minus {other} | {' | '.join(differences)} |" in page
         if one == 'AgMax' or (one, other) == ('remembered predictions', 'twice the epochs'):
