@@ -253,7 +253,7 @@ def test_after_an_error_signals_are_recorded_until_the_files_are_written(monkeyp
         written.append(True)
 
     written = []
-    made = Namespace(checkpoints=Namespace(saver=Namespace(wait=wait), output_dir=''))
+    made = Namespace(checkpoints=Namespace(saver=Namespace(wait=wait), output_dir=''), on_broken=Namespace())
     monkeypatch.setattr(training, 'create_run', lambda *args: made)
     monkeypatch.setattr(training, 'open_output', lambda *args: None)
     monkeypatch.setattr(training, 'Epochs', lambda *args: Namespace(train=fail))
