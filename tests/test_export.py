@@ -262,12 +262,12 @@ def test_failures_of_the_onnx_export_are_one_line_and_leave_no_file(make_saved, 
         raise RuntimeError('no such\noperator')
     monkeypatch.setattr(torch.onnx, 'export', export_another)
     said = fails(capsys, tmp_path / 'hub', tmp_path / 'out', '--onnx')
-    assert "--onnx: torch cannot export 'test_resnet', so export without it: no such operator" in said
+    assert "--onnx: torch cannot export 'test_resnet' (export without --onnx): no such operator" in said
     monkeypatch.setattr(torch.onnx, 'export', lambda *args, **kwargs: None)
     monkeypatch.setattr(onnx_export, '_remove_traces', lambda path: None)
     monkeypatch.setattr(onnx_export, '_difference', export_another)
     said = fails(capsys, tmp_path / 'hub', tmp_path / 'out', '--onnx')
-    assert "ONNX Runtime cannot run 'test_resnet', so export without it: no such operator" in said
+    assert "ONNX Runtime cannot run 'test_resnet' (export without --onnx): no such operator" in said
     for difference in (0.01, float('nan')):
         monkeypatch.setattr(onnx_export, '_difference', lambda *args, difference=difference: difference)
         assert f"differ from those of 'test_resnet' by {difference}" in fails(

@@ -43,7 +43,7 @@ def try_input(options: AnyOptions, model: nn.Module, data_config: dict[str, Any]
     channels, height, width = data_config['input_size']
     sides = vars(options).get('train_img_sizes') or []
     batches = vars(options).get('train_batch_sizes') or [options.batch_size] * len(sides)
-    size_flags = ('--img-size, --input-size, --in-chans or --model-kwargs (a ViT takes img_size=N)' if own else
+    size_flags = ('--img-size, --input-size or --in-chans (a ViT takes --model-kwargs img_size=N)' if own else
                   '--img-size (or use another teacher)')
     sizes = [(height, width, size_flags, 0 if sides else options.batch_size),  # not a training size if there are others
              *((side, side, '--train-img-sizes', batch) for side, batch in zip(sides, batches))]
@@ -53,7 +53,7 @@ def try_input(options: AnyOptions, model: nn.Module, data_config: dict[str, Any]
         try:
             output = _output_for_black(model, (channels, *size), alone=one_view and batch == 1)
         except REFUSED as error:
-            raise OptionError(f'{given} does not take images of {channels} x {size[0]} x {size[1]}, by {flags}: '
+            raise OptionError(f'{given} does not take images of {channels} x {size[0]} x {size[1]}, as set by {flags}: '
                               f'{one_line(error, 300)}') from error
         if torch.is_tensor(output) and output.shape != (1, num_classes):
             remedy = 'leave out --gp and --model-kwargs that change its head' if own else 'use another one'

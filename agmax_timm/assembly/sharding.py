@@ -32,7 +32,10 @@ OPTIMIZERS = (
 
 
 def check_sharding(options: TrainOptions) -> None:
-    """Raise OptionError for one process, and for other optimizers. Call it after the process group is created."""
+    """Raise OptionError for a single process, and for an optimizer that is not in OPTIMIZERS.
+
+    Call it after the process group is created.
+    """
     if not is_distributed():
         raise OptionError('--fsdp shards over the processes of a job, and this is one process: start it with '
                           'torchrun --nproc-per-node 2 (or more) train.py, or drop --fsdp')

@@ -31,7 +31,8 @@ class CalibrationBins:
 
     def __init__(self, bins: int = 15, device: torch.device | None = None):
         self.bins = bins
-        self.totals = torch.zeros(3, bins, dtype=total_dtype(device), device=device)  # images, confidence, hits
+        # By bin: images, confidence, correct predictions.
+        self.totals = torch.zeros(3, bins, dtype=total_dtype(device), device=device)
 
     @torch.no_grad()
     def update(self, logits: torch.Tensor, target: torch.Tensor) -> None:

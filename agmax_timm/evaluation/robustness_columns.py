@@ -131,8 +131,8 @@ def _expand_names(words: list[str], known: list[str], where: str) -> list[str]:
     subsets = {'all': known, 'common': [name for name in known if name in ALEXNET_ERRORS]}
     names = list(dict.fromkeys(name for word in words for name in subsets.get(word, [word])))
     if not names:
-        raise OptionError(f"--corruptions common: '{where}' has none of these {len(ALEXNET_ERRORS)}, it has "
-                          f'{quoted(known)}: name these, or use --corruptions all')
+        raise OptionError(f"--corruptions common: '{where}' has none of the {len(ALEXNET_ERRORS)} common ones, "
+                          f'only {quoted(known)}: name some of them, or use --corruptions all')
     for name in names:
         if name not in known:
             raise OptionError(f"--corruptions '{name}': '{where}' has {', '.join(map(repr, known))}")

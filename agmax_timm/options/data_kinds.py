@@ -47,7 +47,7 @@ def check_source(options: DataSet) -> Iterator[str]:
     repeats = getattr(options, 'epoch_repeats', 0.)
     if 0. < repeats < 1.:
         yield (f'--epoch-repeats {repeats:g} does nothing on {data}, where an epoch is one pass or more: for shorter '
-               'epochs, use hfids/ with a smaller --train-num-samples')
+               'epochs, use fewer images, or a smaller --train-num-samples of hfids/')
 
 
 def _remedy(options: DataSet, name: str, kind: str) -> str:

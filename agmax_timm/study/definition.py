@@ -17,9 +17,9 @@ _KEYS = ('title', 'data', 'base', 'augmentations', 'settings', 'methods', 'seeds
 _EPOCHS = ('last', 'best')
 # Options that a run of a study cannot set, and the key, flag or command to use instead.
 _NOT_OF_RUNS = {'data': 'data', 'data_dir': 'data', 'seed': 'seeds', 'output': '--output', 'experiment': '--output',
-                 'resume': '--output', 'dry_run': '--dry-run', 'check_data': 'train.py --check-data',
-                 'push_to_hub': 'agmax_timm.publish', 'wandb_resume_id': 'another --output to begin anew',
-                 'start_epoch': 'another --output to begin anew', 'no_resume_opt': 'another --output to begin anew'}
+                'resume': '--output', 'dry_run': '--dry-run', 'check_data': 'train.py --check-data',
+                'push_to_hub': 'agmax_timm.publish', 'wandb_resume_id': 'another --output to begin anew',
+                'start_epoch': 'another --output to begin anew', 'no_resume_opt': 'another --output to begin anew'}
 
 
 @dataclass

@@ -43,14 +43,14 @@ def write_onnx(saved: SavedModel, folder: str) -> float:
     generator = torch.Generator().manual_seed(0)
     inputs = {count: torch.randn(count, *saved.data_config['input_size'], generator=generator) for count in _BATCHES}
     path = os.path.join(folder, FILE)
-    refused = f"--onnx: torch cannot export '{saved.architecture}', so export without it"
+    refused = f"--onnx: torch cannot export '{saved.architecture}' (export without --onnx)"
     with as_hub_error(refused, Exception), silenced():
         torch.onnx.export(
             model, (inputs[_BATCHES[0]],), path, input_names=['pixel_values'], output_names=['logits'],
             dynamic_shapes=({0: torch.export.Dim('batch')},), dynamo=True, verbose=False,
             external_data=sum(value.nbytes for value in saved.state_dict.values()) > _MOST_BYTES)
         _remove_traces(path)
-    with as_hub_error(f"--onnx: ONNX Runtime cannot run '{saved.architecture}', so export without it", Exception):
+    with as_hub_error(f"--onnx: ONNX Runtime cannot run '{saved.architecture}' (export without --onnx)", Exception):
         difference = _difference(path, model, inputs)
     if not difference <= _TOLERANCE:
         raise HubError(f"--onnx: the logits of ONNX Runtime differ from those of '{saved.architecture}' by "

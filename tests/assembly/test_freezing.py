@@ -76,13 +76,18 @@ def test_patterns_also_match_parameters():
 @pytest.mark.parametrize('flags, words', [
     (dict(freeze=['layr1']),
      ["--freeze 'layr1' matches no part of --model 'test_resnet' (", '), did you mean layer1?', 'bn1']),
-    (dict(freeze=['h']), ["--freeze 'h' matches no part of --model 'test_resnet' (", ')']),
     (dict(freeze=['*']), ["--freeze '*' leaves nothing of --model 'test_resnet' to train"]),
 ])
 def test_invalid_patterns_are_refused(flags, words):
     with pytest.raises(OptionError) as error:
         freeze(replace(OPTIONS, **flags), resnet())
     assert all(word in str(error.value) for word in words)
+
+
+def test_a_pattern_that_is_near_no_name_gets_no_proposal():
+    with pytest.raises(OptionError) as error:
+        freeze(replace(OPTIONS, freeze=['h']), resnet())
+    assert str(error.value).endswith(' and 2 more)')
 
 
 def test_a_linear_probe_needs_a_head():

@@ -77,11 +77,12 @@ FIXED = '--model test_vit --model-kwargs dynamic_img_size=False'  # takes images
 
 
 @pytest.mark.parametrize('flags, words', [
-    (f'{FIXED} --train-img-sizes 160 128', "--model 'test_vit' does not take images of 3 x 128 x 128, by --train-img"),
-    (f'{FIXED} --img-size 160 --train-img-sizes 64', '3 x 64 x 64, by --train-img-sizes'),
+    (f'{FIXED} --train-img-sizes 160 128', "--model 'test_vit' does not take images of 3 x 128 x 128, as set"),
+    (f'{FIXED} --img-size 160 --train-img-sizes 64', '3 x 64 x 64, as set by --train-img-sizes'),
     (f'{FIXED} --img-size 128 --train-img-sizes 160',
-     '3 x 128 x 128, by --img-size, --input-size, --in-chans or --model-kwargs (a ViT takes img_size=N): '),
-    ('--train-img-sizes 64 32 --train-batch-sizes 4 1', '3 x 32 x 32, by --train-img-sizes: --batch-size 1 leaves'),
+     '3 x 128 x 128, as set by --img-size, --input-size or --in-chans (a ViT takes --model-kwargs img_size=N): '),
+    ('--train-img-sizes 64 32 --train-batch-sizes 4 1',
+     '3 x 32 x 32, as set by --train-img-sizes: --batch-size 1 leaves'),
 ])
 def test_each_size_of_the_training_images_is_tried(flags, words):
     with pytest.raises(OptionError) as error:

@@ -119,7 +119,7 @@ def test_folders_within_classes_are_mentioned_but_are_no_problem(data, tmp_path,
     assert checked(tmp_path, str(data)) == (0, [])
     text = capsys.readouterr().out
     line, = (line for line in text.splitlines() if 'innermost' in line and f"'{data / 'train'}': " in line)
-    assert "'ant', 'bee', not the folders 'insects': to make these the classes, move the images up into them" in line
+    assert "'ant', 'bee', not the folders above, 'insects': if those should be the classes, move" in line
 
 
 def test_the_output_folder_is_created(data, tmp_path):

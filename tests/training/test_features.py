@@ -113,8 +113,8 @@ def test_a_teacher_of_another_input_size_is_refused(tmp_path, photos, flags):
     with pytest.raises(OptionError) as error:
         run(tmp_path, str(photos), *SMALL, '--kd-model-name', name, *flags)
     message = str(error.value)
-    assert message.startswith(f"--kd-model-name '{name}' does not take images of 3 x 32 x 32, by --img-size (or use "
-                              'another teacher): ') and '\n' not in message
+    assert message.startswith(f"--kd-model-name '{name}' does not take images of 3 x 32 x 32, as set by "
+                              '--img-size (or use another teacher): ') and '\n' not in message
     assert not (tmp_path / 'run').exists()
 
 

@@ -143,8 +143,8 @@ def describe_nested(dataset: Dataset | None) -> str:
     if not parts:
         return ''
     inner, above = ({path[index]: None for path in parts} for index in (-1, -2))
-    return (f"'{reader.root}': the classes are the innermost folders {quoted(inner)}, not the folders {quoted(above)}: "
-            'to make these the classes, move the images up into them')
+    return (f"'{reader.root}': the classes are the innermost folders {quoted(inner)}, not the folders above, "
+            f'{quoted(above)}: if those should be the classes, move the images up into them')
 
 
 def describe_left_out(dataset: Dataset | None) -> str:

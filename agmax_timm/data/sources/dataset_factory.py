@@ -143,7 +143,8 @@ def check_root(root: str | None, split: str) -> None:
     others = [name for name in folders_in(root) if name.lower() in _SPLITS]
     if others:
         raise DataError(f"'{root}' has no folder for split '{split}', only {quoted(others)}: choose by --train-split "
-                        'and --val-split, or by --split of validate.py' + _hint_at_class(root, others[0]))
+                        'and --val-split (--split of validate.py), or hold out a share of the training images with '
+                        '--val-split 0.1' + _hint_at_class(root, others[0]))
 
 
 def find_split(root: str, split: str) -> str | None:

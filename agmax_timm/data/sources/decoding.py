@@ -76,7 +76,7 @@ def convert(image: Image.Image, mode: str) -> Image.Image:
 
 
 def why_undecodable(reader: Any, index: int, mode: str = 'RGB') -> str:
-    """Return why a sample of a reader of timm, which was found damaged, cannot be decoded."""
+    """Return why a damaged sample of a reader of timm cannot be decoded."""
     reader = copy.copy(reader)
     reader.cache_tarfiles = False  # loader workers that are forked later must not share an open tar file
     try:

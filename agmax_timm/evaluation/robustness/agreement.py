@@ -18,7 +18,8 @@ class AgreementEvaluator:
         self.max_samples = max_samples
         self.valid_labels = valid_labels
         self.num_samples = 0
-        self.totals = torch.zeros(3, dtype=total_dtype(device), device=device)  # images, same labels, divergences
+        # Images, images with the same label twice, sum of divergences.
+        self.totals = torch.zeros(3, dtype=total_dtype(device), device=device)
 
     @torch.no_grad()
     def update(self, output: torch.Tensor, target: torch.Tensor) -> None:

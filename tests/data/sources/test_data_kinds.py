@@ -89,7 +89,7 @@ CASES = {
     'hfids': [
         (SLICE, ['Bad split: train[:50%]']), (CASE, ['Bad split: Train']), (TRAIN, 6), (MORE, 36),
         (['--epoch-repeats', '1.5'], 27),
-        (LESS, ['--epoch-repeats 0.5 does nothing', 'more: for shorter epochs, use hfids/ with a smaller --train'])],
+        (LESS, ['--epoch-repeats 0.5 does nothing', 'more: for shorter epochs, use fewer images, or'])],
     'wds': [
         (SLICE, ['split train[:50%] not found']), (CASE, ['split Train not found']), (TRAIN, 6),
         (['--train-split', 'train-0.tar|6'], 6), (MORE, ['use --train-num-samples for a longer epoch'])],

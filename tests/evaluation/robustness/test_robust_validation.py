@@ -423,7 +423,7 @@ def test_unknown_corruptions_are_refused(package, corrupted, textures, weights, 
     assert "--corruptions 'rain': 'imagecorruptions-imaug' has 'fog', 'dark" in refusal(*words, '--corruptions', 'rain')
     assert "has 'dark', 'grey'" in refusal(*words, '--corruptions', 'rain', '--corruptions-dir', corrupted)
     line = refusal(*words, '--corruptions', 'common', '--corruptions-dir', corrupted)
-    assert f"--corruptions common: '{corrupted}' has none of these 15, it has 'dark', 'grey': name these" in line
+    assert f"--corruptions common: '{corrupted}' has none of the 15 common ones, only 'dark', 'grey': name" in line
     assert '--severities 5' in refusal(*words, '--severities', 5, '--corruptions-dir', corrupted)
     assert '32 pixels' in refusal(*words[:-3], '28', *words[-2:], '--corruptions', 'fog', built=True)
 
