@@ -66,7 +66,10 @@ def build_datasets(options: TrainOptions, data_config: dict) -> tuple[Dataset, D
     validation = None
     if options.val_split:
         validation = open_validation(options, data_config)
-        if options.val_split != options.train_split and share_of(options.val_split) is None:
+        if options.val_split == options.train_split:
+            _logger.warning(f'--val-split {options.val_split} names the training images, so validation does not show '
+                            'how the model does on others. To hold out a tenth of them: --val-split 0.1')
+        elif share_of(options.val_split) is None:
             check_different(train, validation)
     _logger.info(summary({options.train_split: train, split_name(vars(options), options.val_split): validation}))
     check_classes(train, validation, options.num_classes or 0, options.class_map)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets import SVHN
 
-from agmax_timm.assembly.datasets import check_roots
+from agmax_timm.assembly.datasets import build_datasets, check_roots
 from agmax_timm.base.errors import DataError
 from agmax_timm.data.loading.balance import labels_of
 from agmax_timm.data.sources.checks import check_classes, check_different
@@ -320,6 +320,15 @@ def test_one_folder_for_both_splits_is_refused_before_the_model_is_made(data):
     for allowed in ([], ['--val-split', '0.1'], ['--val-split', '']):
         options = parse_train_args([str(data if not allowed else data / 'train'), *allowed])
         check_roots(options, options.train_split, options.val_split)
+
+
+def test_validation_on_the_training_images_warns(data, caplog):
+    config = {'input_size': (3, 32, 32)}
+    for split, warnings in (('train', 1), ('val', 0)):
+        caplog.clear()
+        build_datasets(parse_train_args([str(data), '--val-split', split, '--num-classes', '3']), config)
+        assert [message.startswith('--val-split train names the training images') and '--val-split 0.1' in message
+                for message in caplog.messages] == [True] * warnings
 
 
 @pytest.mark.parametrize('gone_from, message', [
