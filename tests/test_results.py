@@ -14,6 +14,7 @@ HOME = Path(__file__).parents[1]
 
 # Studies with all runs in docs/results, and the heading of their results
 STUDIES = {
+    'init_std_pocket': 'Initial weights from N(0, 0.2)',
     'objective_pocket': 'The objective with 100 classes',
 }
 
