@@ -125,9 +125,10 @@ def test_the_page_has_the_results_in_batches_of_40(fair):
     pairs = {f'{one} minus {other}': (larger[one], larger[other]) for one, other in (
         ('AgMax', 'twice the epochs'), ('AgMax', 'two views alone'), ('two views alone', 'twice the epochs'),
         ('AgMax', 'two views alone at 0.2'), ('AgMax', 'baseline'), ('twice the epochs', 'baseline'))}
-    pairs.update((f'{one} in batches of 20 minus {other} in batches of 40', (fair[one], larger[other])) for one, other in (
-        ('AgMax', 'twice the epochs'), ('two views alone', 'twice the epochs'), ('AgMax', 'AgMax'),
-        ('twice the epochs', 'twice the epochs')))
+    pairs.update(
+        (f'{one} in batches of 20 minus {other} in batches of 40', (fair[one], larger[other])) for one, other in (
+            ('AgMax', 'twice the epochs'), ('two views alone', 'twice the epochs'), ('AgMax', 'AgMax'),
+            ('twice the epochs', 'twice the epochs')))
     for name, pair in pairs.items():
         differences = [shown(paired_difference(*columns)) for columns in zip(*pair)]
         assert f"| {name} | {' | '.join(differences)} |" in page, name

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from ..base.command_line import flag_of
 from ..base.processes import launched_processes
 from ..base.text import even_next_to
-from .data_kinds import DATASETS, check_source, in_sequence, needs_index
+from .combinations import check_combinations
+from .data_kinds import DATASETS, check_source, in_sequence, needs_classes, needs_index
 from .declare import problems
 from .derived import METRICS, WEIGHTED, batch_sizes, loss_name, mixing
 from .device import Device
@@ -17,7 +18,7 @@ from .paths import check_paths
 def check_train_args(options: TrainOptions) -> Iterator[str]:
     """Yield the problems of single options of train.py and of those that belong together. The first one counts."""
     for check in (problems, check_paths, _check_augmentation, _check_input, _check_task, _check_mixing,
-                  _check_precision, _check_run, check_hub):
+                  _check_precision, _check_run, check_hub, check_combinations):
         yield from check(options)
 
 
@@ -107,13 +108,6 @@ def _check_loss(options: TrainOptions) -> Iterator[str]:
         yield '--loss db needs the number of images of each class: add --class-stats FILE'
 
 
-def needs_classes(options: TrainOptions, flag: str) -> Iterator[str]:
-    """Yield a line for data whose images of each class cannot be counted before they are read."""
-    if options.task == 'multilabel':
-        yield f'{flag} is for one class per image: drop it, or drop --task multilabel'
-    yield from needs_index(options, flag)
-
-
 def _check_targets(options: AnyOptions) -> Iterator[str]:
     if options.task == 'multilabel' and not (in_sequence(options) or options.dataset.lower().startswith('hfds/')):
         yield (f"--task multilabel needs labels that a folder cannot hold, got --dataset '{options.dataset}': use "
@@ -156,9 +150,8 @@ def _check_robustness(options: ValidateOptions) -> Iterator[str]:
         yield f'{flags[0]} is for images of one size: drop it, or drop --naflex-loader'
     if transformed and options.tf_preprocessing:
         yield f"{transformed[0]} needs timm's transforms: drop it, or drop --tf-preprocessing"
-    if drawn and in_sequence(options):
-        yield (f"{drawn[0]} draws by the index of an image, --dataset '{options.dataset}' has none: drop it, or "
-               'use a folder or hfds/')
+    if drawn:
+        yield from needs_index(options, drawn[0])
 
 
 def _check_attack(options: ValidateOptions) -> Iterator[str]:

@@ -3,8 +3,7 @@ from collections.abc import Iterator
 
 from ..base.command_line import flag_of
 from .agmax import AgMax, RememberedPredictions
-from .checks import needs_classes
-from .data_kinds import in_sequence, needs_index
+from .data_kinds import in_sequence, needs_classes, needs_index
 from .declare import declared, has_effect, refused
 from .derived import mixing, remembers
 from .model import TrainModel
@@ -28,33 +27,46 @@ NOT_WITH_AGMAX = (
     ('torchscript', 'hides the head and the number of classes from AgMax', 'use --torchcompile'),
 )
 
-# The same of --naflex-loader, without remedies.
-_NOT_WITH_NAFLEX = (
-    ('train_img_sizes', 'is another way to vary the size'),
-    ('use_multi_epochs_loader', 'is another loader'),
-    ('aug_splits', 'has a loader of its own'),
-    ('aug_repeats', 'has a sampler of its own'),
-    ('balanced_sampling', 'has a sampler of its own'),
-    ('cutmix_minmax', 'is for images of one size: use --cutmix'),
-    ('mixup_mode pair', 'is for images of one size'),
-    ('mixup_mode elem', 'is for images of one size'),
-    ('kd_model_name', 'gives the teacher images, not patches'),
-    ('cutout', 'cuts images, not patches: use --reprob'),
-    ('lighting', 'is for images of one size'),
-    ('augment_backend fast', 'gives each image a size of its own'),
-    ('train_crop_mode pad', 'is for images of one size'),
-    ('agmax_marginal_images', 'is for batches of equal numbers of images'),
-)
-
-# The same of --agmax-teacher memory.
-_NOT_WITH_MEMORY = (
-    ('agmax', 'compares two views, and remembered predictions replace the second one'),
-    ('aug_splits', 'has several versions of an image in a batch'),
-    ('task multilabel', 'has no distribution over classes'),
-    ('kd_model_name', 'is another teacher'),
-    ('naflex_loader', 'has a loader that does not give the indices of images'),
-    ('fsdp', 'shards what is trained, and each process needs the whole memory'),
-)
+# The same of other options: what each condition cannot be combined with, and why. The remedy is to drop either.
+NOT_WITH: dict[str, dict[str, str]] = {
+    'naflex_loader': {
+        'train_img_sizes': 'is another way to vary the size',
+        'use_multi_epochs_loader': 'is another loader',
+        'aug_splits': 'has a loader of its own',
+        'aug_repeats': 'has a sampler of its own',
+        'balanced_sampling': 'has a sampler of its own',
+        'cutmix_minmax': 'is for images of one size: use --cutmix',
+        'mixup_mode pair': 'is for images of one size',
+        'mixup_mode elem': 'is for images of one size',
+        'kd_model_name': 'gives the teacher images, not patches',
+        'cutout': 'cuts images, not patches: use --reprob',
+        'lighting': 'is for images of one size',
+        'augment_backend fast': 'gives each image a size of its own',
+        'train_crop_mode pad': 'is for images of one size',
+        'agmax_marginal_images': 'is for batches of equal numbers of images',
+    },
+    'agmax_teacher memory': {
+        'agmax': 'compares two views, and remembered predictions replace the second one',
+        'aug_splits': 'has several versions of an image in a batch',
+        'task multilabel': 'has no distribution over classes',
+        'kd_model_name': 'is another teacher',
+        'naflex_loader': 'has a loader that does not give the indices of images',
+        'fsdp': 'shards what is trained, and each process needs the whole memory',
+    },
+    'aug_splits': {
+        'no_prefetcher': 'removes the prefetcher, which puts the splits into one batch',
+        **dict.fromkeys(('cutout', 'lighting', 'train_crop_mode pad'), 'augments the first split too'),
+    },
+    'train_img_sizes': dict.fromkeys(('use_multi_epochs_loader', 'aug_splits', 'train_crop_mode pad'), 'has one size'),
+    'torchscript': dict.fromkeys(('sync_bn', 'kd_model_name', 'naflex_loader', 'fsdp'), 'needs a model in Python'),
+    'fsdp': {
+        'kd_model_name': 'adds a teacher, which is not sharded',
+        'clip_mode agc': 'clips by the norms of whole weights: use --clip-mode norm or value',
+        'model_ema_force_cpu': 'keeps a whole EMA on every rank, not a shard',
+    },
+    'sync_bn': {'split_bn': 'is another batch norm'},
+    'balanced_sampling': {'aug_repeats': 'is another sampler'},
+}
 
 # Arguments of a model in timm that have a flag, so --model-kwargs cannot name them as well. Declarations do not have
 # timm's names of arguments.
@@ -67,7 +79,7 @@ _MODEL_ARGUMENTS = dict(
 
 def check_combinations(options: TrainOptions) -> Iterator[str]:
     """Yield a line for each pair of options that exclude each other. The first one counts."""
-    for check in (_check_exclusive, _check_splits, _check_resolutions, _check_naflex, _check_loader, _check_script,
+    for check in (_check_exclusive, _check_pairs, _check_splits, _check_resolutions, _check_naflex, _check_loader,
                   _check_arguments, _check_agmax, _check_memory, _check_fsdp):
         yield from check(options)
 
@@ -82,17 +94,19 @@ def _check_exclusive(options: TrainOptions) -> Iterator[str]:
             given[option.exclusive] = option.flag
 
 
+def _check_pairs(options: TrainOptions) -> Iterator[str]:
+    for condition, others in NOT_WITH.items():
+        for other, reason in others.items():
+            if has_effect(options, condition) and has_effect(options, other):
+                yield (f'{flag_with_values(other)} cannot be combined with {flag_with_values(condition)}: it {reason}. '
+                       'Drop one of them')
+
+
 def _check_splits(options: TrainOptions) -> Iterator[str]:
-    if options.aug_splits and options.no_prefetcher:
-        yield '--aug-splits puts the splits into one batch in the prefetcher: drop --no-prefetcher'
-    if options.aug_splits and (options.cutout or options.lighting or options.train_crop_mode == 'pad'):
-        yield '--aug-splits does not augment its first split: drop it, or --cutout, --lighting, --train-crop-mode pad'
     if options.aug_splits:
         yield from needs_index(options, '--aug-splits')
     if options.split_bn and not (options.aug_splits or options.resplit):
         yield '--split-bn splits batch norm as the batch is split: add --aug-splits 2 or --resplit'
-    if options.split_bn and options.sync_bn:
-        yield '--split-bn and --sync-bn are two batch norms: drop one of them'
 
 
 def _check_resolutions(options: TrainOptions) -> Iterator[str]:
@@ -107,21 +121,13 @@ def _check_resolutions(options: TrainOptions) -> Iterator[str]:
         yield '--train-size-probs must not all be 0'
     if options.train_size_schedule == 'progressive' and len(sizes) < 2:
         yield '--train-size-schedule progressive goes from one size to another: give --train-img-sizes two or more'
-    for one_size in ('use_multi_epochs_loader', 'aug_splits', 'train_crop_mode pad'):
-        if has_effect(options, one_size):
-            yield f'{flag_with_values(one_size)} is for one size, --train-img-sizes gives several: drop one of them'
     yield from needs_index(options, '--train-img-sizes')
 
 
 def _check_naflex(options: TrainOptions) -> Iterator[str]:
     if not options.naflex_loader:
         return
-    for other, reason in _NOT_WITH_NAFLEX:
-        if has_effect(options, other):
-            yield f'{flag_with_values(other)} {reason}: drop it, or drop --naflex-loader'
-    if in_sequence(options):
-        yield (f"--naflex-loader needs data that can be indexed, got --dataset '{options.dataset}': use a folder or "
-               'hfds/')
+    yield from needs_index(options, '--naflex-loader')
     probs, sizes = options.naflex_patch_size_probs, options.naflex_patch_sizes
     if probs is not None and len(probs) != len(sizes or ()):
         yield (f'--naflex-patch-size-probs needs a value for each of the {len(sizes or ())} --naflex-patch-sizes, got '
@@ -133,19 +139,9 @@ def _check_naflex(options: TrainOptions) -> Iterator[str]:
 def _check_loader(options: TrainOptions) -> Iterator[str]:
     if options.balanced_sampling:
         yield from needs_classes(options, '--balanced-sampling')
-        if options.aug_repeats:
-            yield '--aug-repeats and --balanced-sampling are two samplers: drop one of them'
     if options.use_multi_epochs_loader and options.mixup_off_epoch and options.workers and mixing(options):
         yield (f'--mixup-off-epoch {options.mixup_off_epoch} comes too late for batches that --use-multi-epochs-loader '
                'made ahead: drop one of them, or use -j 0')
-
-
-def _check_script(options: TrainOptions) -> Iterator[str]:
-    if not options.torchscript:
-        return
-    for other in ('sync_bn', 'kd_model_name', 'naflex_loader', 'fsdp'):
-        if has_effect(options, other):
-            yield f'--torchscript cannot be combined with {flag_of(other)}: drop one of them'
 
 
 def _check_arguments(options: TrainModel) -> Iterator[str]:
@@ -180,26 +176,15 @@ def _check_memory(options: TrainOptions) -> Iterator[str]:
         for option in refused(options, RememberedPredictions):
             yield f'{option.flag} needs --agmax-teacher memory'
         return
-    for other, reason in _NOT_WITH_MEMORY:
-        if has_effect(options, other):
-            yield (f'{flag_with_values(other)} cannot be combined with --agmax-teacher memory: it {reason}. '
-                   'Drop one of them')
     yield from needs_index(options, '--agmax-teacher memory')
 
 
 def _check_fsdp(options: TrainOptions) -> Iterator[str]:
     if not options.fsdp:
         return
-    if options.kd_model_name:
-        yield f"--kd-model-name '{options.kd_model_name}': --fsdp does not support a teacher: drop --fsdp"
     if options.val_split and in_sequence(options):
         yield (f"--dataset '{options.dataset}' may give ranks unequal numbers of batches in validation, and with "
                "--fsdp they compute each batch together: use hfds/ or a folder, or --val-split ''")
-    if options.clip_grad is not None and options.clip_mode == 'agc':
-        yield ('--clip-mode agc clips by the norms of whole weights, and --fsdp keeps shards: use --clip-mode norm or '
-               'value')
-    if options.model_ema and options.model_ema_force_cpu:
-        yield '--model-ema-force-cpu keeps a whole EMA on every rank, --fsdp a shard: drop one of them'
     if options.model_ema and options.model_dtype == 'bfloat16':
         yield ('--model-ema rounds bfloat16 weights at random, and --fsdp keeps shards: use --amp --amp-dtype bfloat16 '
                'in place of --model-dtype bfloat16')

@@ -70,6 +70,13 @@ def needs_index(options: DataSet, flag: str) -> Iterator[str]:
                'torch/ or hfds/')
 
 
+def needs_classes(options: Any, flag: str) -> Iterator[str]:
+    """Yield a line for data whose images of each class cannot be counted before they are read."""
+    if options.task == 'multilabel':
+        yield f'{flag} is for one class per image: drop it, or drop --task multilabel'
+    yield from needs_index(options, flag)
+
+
 def share_options(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of validate.py for the share that a run held out; {} if it validated on a split."""
     if share_of(saved.get('val_split')) is None or 'val_split_seed' not in saved:

@@ -25,7 +25,6 @@ def parse_train_args(argv: list[str] | None = None) -> TrainOptions:
     parser = train_parser()
     on_command_line = given_options(parser, argv)
     from .checks import check_train_args
-    from .combinations import check_combinations
     from .derived import resolve_defaults
     given: dict[str, Any] = {}
     for path in on_command_line.pop('config', ()):
@@ -33,7 +32,6 @@ def parse_train_args(argv: list[str] | None = None) -> TrainOptions:
     _override(given, on_command_line)
     options = resolve_defaults(_with_data(TrainOptions(**given, given=frozenset(given)), parser))
     _refuse(check_train_args(options), parser)
-    _refuse(check_combinations(options), parser)
     _warn(options, parser)
     return options
 

@@ -8,7 +8,8 @@ import torch
 from timm.models import create_model, save_for_hf
 
 from agmax_timm.options import parsers
-from agmax_timm.options.combinations import NOT_WITH_AGMAX
+from agmax_timm.options.combinations import NOT_WITH, NOT_WITH_AGMAX, check_combinations
+from agmax_timm.options.declare import declared
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.options.without_effect import flag_with_values
 from agmax_timm.training import run as training
@@ -57,3 +58,24 @@ def test_the_table_contains_all_refused_features():
     documented = ' '.join(flags for _, flags, state in ROWS if state == 'refused')
     assert all(flag_with_values(condition) in documented for condition, *_ in NOT_WITH_AGMAX)
     assert len([row for row in ROWS if row[2] == 'refused']) == len(NOT_WITH_AGMAX)
+
+
+def switched_on(conditions):
+    """Return options under which conditions hold, with what they need."""
+    options = {}
+    for condition in conditions:
+        name, *values = condition.split()
+        declaration = declared(parsers.TrainOptions)[name]
+        options |= switched_on(declaration.needs) | {name: values[0] if values else declaration.default or True}
+    return options
+
+
+@pytest.mark.parametrize('condition, other', [(one, other) for one, others in NOT_WITH.items() for other in others])
+def test_each_pair_is_refused_with_both_flags(condition, other):
+    options = parsers.TrainOptions(**switched_on([condition, other]))
+    first = next(iter(check_combinations(options)))
+    assert flag_with_values(condition) in first and flag_with_values(other) in first
+    for alone in (condition, other):
+        lines = [line for line in check_combinations(parsers.TrainOptions(**switched_on([alone])))
+                 if 'cannot be combined' in line]
+        assert not lines
