@@ -258,7 +258,7 @@ def test_the_page_has_the_results_of_remembered_predictions_in_the_package():
         top1[row['method']][row['augmentation']][int(row['seed'])] = float(row['top1'])
     page, readme = section('In the package, also with CutMix'), (HOME / 'README.md').read_text()
     remembered = ' '.join((HOME / 'docs/remembered.md').read_text().split())
-    assert set(top1) == {'baseline', 'memory', 'label smoothing'}
+    assert set(top1) == {'baseline', 'memory', 'label smoothing', 'AgMax'}
     for columns in top1.values():
         assert list(columns) == ['standard', 'cutmix'] and all(sorted(v) == [*range(8)] for v in columns.values())
         columns['mean'] = {seed: mean(columns[name][seed] for name in ('standard', 'cutmix')) for seed in range(8)}
@@ -268,12 +268,14 @@ def test_the_page_has_the_results_of_remembered_predictions_in_the_package():
     def minus(first, second):
         return [shown(paired_difference(top1[first][name], top1[second][name])) for name in top1[first]]
 
-    for pair in (('memory', 'baseline'), ('memory', 'label smoothing'), ('label smoothing', 'baseline')):
+    for pair in (('memory', 'baseline'), ('memory', 'label smoothing'), ('label smoothing', 'baseline'), ('memory', 'AgMax'),
+                 ('AgMax', 'baseline')):
         assert f"| {' minus '.join(pair)} | {' | '.join(minus(*pair))} |" in page
     differences = minus('memory', 'baseline')
     assert f'**memory minus baseline: {differences[-1]}.**' in page
     assert all(difference in remembered for difference in differences + minus('memory', 'label smoothing'))
-    assert differences[-1] in readme
+    assert minus('memory', 'AgMax')[-1] in remembered
+    assert differences[-1] in readme and minus('AgMax', 'baseline')[-1] in readme
 
 
 @pytest.mark.parametrize('data, name', [('demo', 'demo: 1,000'), ('cifar10_2k', 'CIFAR-10')])
