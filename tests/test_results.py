@@ -268,8 +268,8 @@ def test_the_page_has_the_results_of_remembered_predictions_in_the_package():
     def minus(first, second):
         return [shown(paired_difference(top1[first][name], top1[second][name])) for name in top1[first]]
 
-    for pair in (('memory', 'baseline'), ('memory', 'label smoothing'), ('label smoothing', 'baseline'), ('memory', 'AgMax'),
-                 ('AgMax', 'baseline')):
+    for pair in (('memory', 'baseline'), ('memory', 'label smoothing'), ('label smoothing', 'baseline'),
+                 ('memory', 'AgMax'), ('AgMax', 'baseline')):
         assert f"| {' minus '.join(pair)} | {' | '.join(minus(*pair))} |" in page
     differences = minus('memory', 'baseline')
     assert f'**memory minus baseline: {differences[-1]}.**' in page

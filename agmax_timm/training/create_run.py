@@ -102,7 +102,6 @@ def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) 
             repository on the Hub cannot be used.
         Interrupted: A signal asked the run to end.
     """
-    auto = options.resume == 'auto'  # _begin() replaces it by the file
     options, device = _begin(options, signals, watchdog)
     options = datasets.with_num_classes(options)
     random_seed(options.seed, rank())
@@ -135,14 +134,14 @@ def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) 
 
     data = {**compatibility.describe_data(dataset_train, dataset_eval), 'views': views_of(loader_train.dataset)}
     resumed = ResumedRun.read(options, data) if options.resume else ResumedRun()
-    resume_epoch = _resume_weights(training, auto, resumed.state)
+    _resume_weights(training, resumed)
     build.compile_and_distribute(options, task, training.optimizer, device)
     updates_per_epoch = math.ceil(len(loader_train) / options.grad_accum_steps)
     scheduler, num_epochs = optimization.build_scheduler(options, training.optimizer, updates_per_epoch)
     timm_names.check_epochs(options, num_epochs)
     state = RunState(training, resumable, loader_eval, scheduler)
     checkpoints = CheckpointManager(training, state, signals, watchdog)
-    position, losses, done_updates = _restore(checkpoints, resumed, resume_epoch, updates_per_epoch)
+    position, losses, done_updates = _restore(checkpoints, resumed, updates_per_epoch)
     signals.check_start(options.resume, device)
     return TrainingRun(
         **vars(training), data_config=data_config, patch_size=patch_size, dataset_train=dataset_train,
@@ -252,33 +251,22 @@ def _describe(
     return metadata
 
 
-def _resume_weights(training: Training, verified: bool, state: dict[str, Any]) -> int | None:
-    """Load weights, optimizer and EMA of --resume. The EMA is created after the weights are loaded.
-
-    Args:
-        verified: Whether the checksums of the checkpoint were verified already.
-        state: State in the checkpoint, empty without one.
-
-    Returns:
-        The next epoch according to the checkpoint, None without a checkpoint.
-    """
+def _resume_weights(training: Training, resumed: ResumedRun) -> None:
+    """Load weights, optimizer and EMA of --resume. The EMA is created after the weights are loaded."""
     options, task = training.options, training.task
-    resume_epoch = None
     if options.resume:
         restored: dict[str, Any] = {} if options.no_resume_opt else dict(
             optimizer=training.optimizer, scaler=training.precision.scaler)
-        resume_epoch = resume(options.resume, task, **restored, verbose=is_primary(), verified=verified)
-    run_folder.check_same_start(options, resume_epoch, state)
+        resume(options.resume, task, **restored, verbose=is_primary())
+    run_folder.check_same_start(options, resumed.epoch, resumed.state)
     optimization.build_ema(options, task)
     if options.resume and options.model_ema:
         load_task_ema_checkpoint(task, options.resume)
-    return resume_epoch
 
 
 def _restore(
         checkpoints: CheckpointManager,
         resumed: ResumedRun,
-        resume_epoch: int | None,
         updates_per_epoch: int,
 ) -> tuple[Position, RunningLosses | None, int]:
     """Restore the state of a run. Call it when everything is built.
@@ -292,7 +280,7 @@ def _restore(
         if checkpoints.damage is not None:
             checkpoints.damage.restore(resumed.state['damaged'])
     else:
-        position, losses = Position((resume_epoch or 0) if options.start_epoch is None else options.start_epoch), None
+        position, losses = Position((resumed.epoch or 0) if options.start_epoch is None else options.start_epoch), None
         if resumed.state:
             resumed.keep_history(state, position)
     done_updates = position.updates(updates_per_epoch, options.grad_accum_steps)

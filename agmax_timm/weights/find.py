@@ -57,15 +57,16 @@ def position_of(checkpoint: dict[str, Any]) -> tuple[int, float] | None:
     epoch = checkpoint.get('epoch')
     if not isinstance(epoch, int):
         return None
-    if 'metric' in checkpoint:  # of a finished epoch; timm's first format counted it
-        return (epoch + 1 if checkpoint.get('version', 1) > 1 else epoch), 0
+    following = epoch + 1 if checkpoint.get('version', 1) > 1 else epoch  # timm's first format had added the 1
+    if 'metric' in checkpoint:  # of a finished epoch
+        return following, 0
     try:
         state = checkpoint[STATE]
         position = state['position']
         images = math.inf if position.get('trained') else int(position['batch']) * _images_of_batch(state)
         return int(position['epoch']), images
     except (AttributeError, KeyError, TypeError, ValueError):
-        return epoch, 0
+        return max(0, following - 1), 0
 
 
 def _images_of_batch(state: dict[str, Any]) -> int:

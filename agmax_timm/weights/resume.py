@@ -6,9 +6,7 @@ import torch
 from timm.task import TrainingTask, resume_task_checkpoint
 
 from ..base.errors import CheckpointError
-from ..base.safe_load import read_file, verify
 from ..base.text import one_line
-from .checkpoint import STATE
 
 _logger = logging.getLogger(__name__)
 
@@ -24,42 +22,27 @@ def resume(
         optimizer: torch.optim.Optimizer | None = None,
         scaler: Any = None,
         verbose: bool = True,
-        verified: bool = False,
-) -> int | None:
+) -> None:
     """Load a training checkpoint into the task (without its EMA), and the optimizer and scaler if given.
 
     The optimizer keeps the learning rate, weight decay and similar values with which it was created. timm's resume
     would replace them by the saved values, so changed options would have no effect.
 
-    Args:
-        verified: Whether the checksums of the file were verified already.
-
-    Returns:
-        The next epoch; None if the file does not store it. For a recovery file, the epoch in which it was written.
+    The checksums of the file are not verified.
 
     Raises:
         CheckpointError: The file is missing, damaged, not plain tensors, or of another model.
     """
-    if not verified:
-        verify(path)
-    checkpoint = read_file(path, mmap=True)
     groups = optimizer.param_groups if optimizer is not None else []
     created = [{name: group[name] for name in (*OPTIMIZER_OPTIONS, _COPY_OF_LR) if name in group} for group in groups]
     try:
-        epoch = resume_task_checkpoint(task, path, optimizer=optimizer, loss_scaler=scaler, log_info=verbose)
+        resume_task_checkpoint(task, path, optimizer=optimizer, loss_scaler=scaler, log_info=verbose)
     except Exception as error:
         # torch's words for an optimizer that has other groups, or groups of other sizes
         remedy = ': resume with --no-resume-opt' if 'parameter group' in str(error) else ''
         raise CheckpointError(f"cannot use checkpoint '{path}': {one_line(error)}{remedy}") from error
     if optimizer is not None:
         _keep_options(optimizer, created, verbose)
-    # A recovery file: the file of a finished epoch has a metric, and its state has the next epoch.
-    if epoch and 'metric' not in checkpoint and (
-            STATE not in checkpoint or checkpoint[STATE]['position']['epoch'] < epoch):
-        epoch -= 1
-        if verbose and (STATE not in checkpoint or optimizer is None):  # otherwise the caller restores the position
-            _logger.warning(f"'{path}' was written within epoch {epoch}, which is trained again from its start.")
-    return epoch
 
 
 def _keep_options(optimizer: torch.optim.Optimizer, created: list[dict[str, Any]], verbose: bool) -> None:

@@ -12,7 +12,7 @@ import safetensors.torch
 import timm
 import timm.utils
 import torch
-from timm.task import ClassificationTask
+from timm.task import ClassificationTask, resume_task_checkpoint
 
 import agmax_timm
 from agmax_timm.base.errors import CheckpointError
@@ -21,6 +21,7 @@ from agmax_timm.evaluation.prediction import Predictor, options_of
 from agmax_timm.options.parsers import saved_train_options
 from agmax_timm.training.checkpoints.saver import CheckpointSaver
 from agmax_timm.weights.checkpoint import choose_ema, describe_weights, load_weights, saved_options
+from agmax_timm.weights.find import position_of
 from agmax_timm.weights.metadata import make_metadata
 from agmax_timm.weights.resume import resume
 from agmax_timm.weights.saved_model import read_model
@@ -182,8 +183,22 @@ def test_a_checkpoint_of_timm_is_read_and_resumed(tmp_path):
     assert torch.equal(logits(saved.create_model(), INPUT[:, :1]), logits(model, INPUT[:, :1]))
 
     resumed = timm.create_model('test_resnet', num_classes=7, in_chans=1, global_pool='max')
-    assert resume(path, ClassificationTask(resumed, torch.nn.CrossEntropyLoss()), verbose=False) == 5
+    resume(path, ClassificationTask(resumed, torch.nn.CrossEntropyLoss()), verbose=False)
+    assert position_of(load(path)) == (5, 0)
     assert torch.equal(logits(resumed, INPUT[:, :1]), logits(model, INPUT[:, :1]))
+
+
+@pytest.mark.parametrize('content, epoch', [
+    (dict(epoch=4, version=2, metric=1.), 5), (dict(epoch=4, version=2), 4), (dict(epoch=4, metric=1.), 4),
+    (dict(epoch=4), 3), (dict(version=2, metric=1.), None)])
+def test_a_checkpoint_of_timm_continues_with_the_epoch_that_it_names(tmp_path, content, epoch):
+    """As in timm after a complete epoch. A file without a metric is from within an epoch, which timm leaves out."""
+    assert position_of(content) == (None if epoch is None else (epoch, 0))
+    model = torch.nn.Linear(2, 2)
+    torch.save({**content, 'state_dict': model.state_dict()}, tmp_path / 'x.pth.tar')
+    timm_epoch = resume_task_checkpoint(
+        ClassificationTask(model, verbose=False), str(tmp_path / 'x.pth.tar'), log_info=False)
+    assert timm_epoch == (epoch if epoch is None or 'metric' in content else epoch + 1)
 
 
 def test_a_transformer_trained_by_timm_has_the_given_size(tmp_path):

@@ -10,6 +10,7 @@ from ...base.safe_load import read_file
 from ...options.parsers import TrainOptions
 from ...options.quantities import share_of
 from ...weights.checkpoint import STATE, metadata_in, options_in
+from ...weights.find import position_of
 from .compatibility import compare_data, compare_options, compare_views
 from .state import History, Position, RunState
 
@@ -20,6 +21,7 @@ _logger = logging.getLogger('train')
 class ResumedRun:
     """The run that wrote a checkpoint: what the checkpoint stores about it."""
     state: dict[str, Any] = field(default_factory=dict)  # empty for timm's script, early versions, and a new run
+    epoch: int | None = None  # that continues; None for a new run, and if the file does not store it
     same_schedule: bool = False
     exact: bool = False  # whether the state is restored
 
@@ -34,6 +36,7 @@ class ResumedRun:
         checkpoint = read_file(options.resume, mmap=True)
         state = checkpoint.get(STATE) or {}
         position = Position(**state['position']) if state else Position()
+        epoch = (position_of(checkpoint) or (None,))[0]
         # After training of an epoch only its evaluation is left, which does not depend on the training samples.
         again = options.start_epoch is not None or options.no_resume_opt  # from the start of an epoch
         within = bool(position.batch) and not position.trained and not again
@@ -52,9 +55,12 @@ class ResumedRun:
         if is_primary():
             for reason in filter(None, (obstacle, compare_views(data, state['data']) if state else '')):
                 _logger.warning(f'{reason}: the run continues, but differs from an uninterrupted run.')
+            if 'metric' not in checkpoint and epoch is not None and (not state or options.no_resume_opt):
+                _logger.warning(f"'{options.resume}' was written within epoch {epoch}, which is trained again from its "
+                                'start.')
             if changed or of_data:
                 _logger.info(f"Not as in the checkpoint: {', '.join(changed + of_data)}")
-        return cls(state, same_schedule, exact=not obstacle)
+        return cls(state, epoch, same_schedule, exact=not obstacle)
 
     def shift(self, position: Position, grad_accum_steps: int, done_updates: int) -> int:
         """Return the correction of the step axis: the updates really made before a position, minus `done_updates`.

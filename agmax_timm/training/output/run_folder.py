@@ -20,6 +20,7 @@ from ...base.distributed import gather_objects
 from ...base.errors import OptionError
 from ...base.output_files import write_csv
 from ...base.processes import is_first_process
+from ...base.safe_load import verify
 from ...options.declare import values
 from ...options.model import TrainModel
 from ...options.parsers import TrainOptions
@@ -34,12 +35,15 @@ _logger = logging.getLogger('train')
 
 
 def resolve_resume(options: TrainOptions) -> TrainOptions:
-    """Replace --resume auto by the newest valid checkpoint of --experiment, or by '' if the folder has none.
+    """Verify the checkpoint of --resume. For 'auto', it is the newest valid one of --experiment, '' if there is none.
 
     Raises:
         OptionError: All checkpoints are damaged.
+        CheckpointError: The given one is.
     """
     if options.resume != 'auto':
+        if options.resume:
+            verify(options.resume)
         return options
     folder = run_folder(options)
     path, damaged = newest_checkpoint(folder)

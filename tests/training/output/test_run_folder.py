@@ -95,11 +95,13 @@ def test_a_folder_with_only_damaged_checkpoints_is_refused(run, photos, tmp_path
     assert all(path.name in error for path in run.glob('*.pth.tar'))
 
 
-def test_a_damaged_file_to_resume_is_refused(run, photos, tmp_path):
-    damage(run / 'checkpoint-1.pth.tar')
-    with pytest.raises(SystemExit):
-        train_cli.main([str(photos), *SMALL, '--epochs', '3', '--output', str(tmp_path), '--resume',
-                       str(run / 'checkpoint-1.pth.tar')])
+def test_a_damaged_file_to_resume_is_refused_before_data_is_opened(run, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('agmax_timm.training.create_run.datasets.build_datasets', pytest.fail)
+    path = run / 'checkpoint-1.pth.tar'
+    damage(path)
+    with pytest.raises(SystemExit) as ended:
+        train_cli.main([str(photos), *SMALL, '--epochs', '3', '--output', str(tmp_path), '--resume', str(path)])
+    assert ended.value.code == 2 and f"'{path}' is damaged" in capsys.readouterr().err
 
 
 # Whose folder it is
