@@ -10,7 +10,6 @@ from ..options.recipe_files import STUDIES, ListRecipes, find_recipe
 from .cost import epochs_of, updates_and_views
 from .definition import Study, read_study
 from .plan import Run, check_unchanged, make_runs
-from .published import Published, read_published
 
 PROG = 'python -m agmax_timm.study'
 
@@ -29,7 +28,6 @@ def main(argv: list[str] | None = None) -> int:
     name = os.path.splitext(os.path.basename(study.path))[0]
     output = args.output or os.path.join('output', 'study', name)
     runs = make_runs(study, study.data if args.data is None else args.data, output)
-    published = read_published(study)
     check_unchanged(study, runs)
     if args.dry_run:
         print_plan(runs)
@@ -37,11 +35,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.table:
         if not os.path.isdir(output):
             raise OptionError(f"--table: no folder '{output}': train the study first, or name its --output")
-        write_results(study, runs, published, output)
+        write_results(study, runs, output)
         return 0
     check_data(study, runs)
     os.makedirs(output, exist_ok=True)
-    return run_study(study, runs, published, output, args.jobs, args.devices)
+    return run_study(study, runs, output, args.jobs, args.devices)
 
 
 def print_plan(runs: list[Run]) -> None:
@@ -66,7 +64,7 @@ def check_data(study: Study, runs: list[Run]) -> None:
                               'DIR')
 
 
-def run_study(study: Study, runs: list[Run], published: Published, output: str, jobs: int, devices: list[str]) -> int:
+def run_study(study: Study, runs: list[Run], output: str, jobs: int, devices: list[str]) -> int:
     """Train the incomplete runs, and write the results of all runs.
 
     Returns:
@@ -84,21 +82,15 @@ def run_study(study: Study, runs: list[Run], published: Published, output: str, 
         raise type(error)('killed with its runs. The same command continues from what they saved') from None
     except Exception:
         with suppress(OSError):  # the first error says more
-            write_results(study, runs, published, output, runner.errors)
+            write_results(study, runs, output, runner.errors)
         raise
-    complete = write_results(study, runs, published, output, runner.errors)
+    complete = write_results(study, runs, output, runner.errors)
     if stopped:
         raise Interrupted('asked to end. The same command continues')
     return int(not complete)
 
 
-def write_results(
-        study: Study,
-        runs: list[Run],
-        published: Published,
-        output: str,
-        errors: dict[str, str] | None = None,
-) -> bool:
+def write_results(study: Study, runs: list[Run], output: str, errors: dict[str, str] | None = None) -> bool:
     """Write and print the results of the runs so far.
 
     Args:
@@ -111,7 +103,7 @@ def write_results(
     from .outcome import read_outcome
     from .tables import write_tables
     outcomes = [read_outcome(run, study.metric, study.epoch, (errors or {}).get(run.folder, '')) for run in runs]
-    print_if_read(write_tables(study, outcomes, published, output))
+    print_if_read(write_tables(study, outcomes, output))
     return all(outcome.value is not None for outcome in outcomes)
 
 

@@ -11,6 +11,7 @@ from ..base.text import nearest, quoted
 from ..options.option_file import convert_options, read_mapping
 from ..options.parsers import train_parser
 from ..options.recipe_files import find_recipe
+from .published import Published, read_published
 
 _KEYS = ('title', 'data', 'base', 'augmentations', 'settings', 'methods', 'seeds', 'baseline', 'comparisons',
          'metric', 'epoch', 'published')
@@ -50,7 +51,7 @@ class Study:
     comparisons: list[tuple[str, str]]  # pairs of methods; results are first minus second
     metric: str
     epoch: str  # last or best
-    published: str  # path of a CSV file, '' for none
+    published: Published  # empty without a file
 
     @property
     def decimals(self) -> int:
@@ -80,28 +81,29 @@ def _read(path: str) -> Study:
         if key not in _KEYS:
             raise OptionError(f"unknown key '{key}'{nearest(str(key), _KEYS)}: there are {', '.join(_KEYS)}")
     home, parser = os.path.dirname(path), train_parser()
-    methods = _axis(content, 'methods', home, parser)
-    if methods == [Level()]:
+    axes = {axis: _axis(content, f'{axis}s', home, parser) for axis in ('augmentation', 'setting', 'method')}
+    if axes['method'] == [Level()]:
         raise OptionError('no methods: name at least one, as in "methods: {agmax: {agmax: true}}"')
+    names = {axis: [level.name for level in levels] for axis, levels in axes.items()}
+    methods = names['method']
     study = Study(
         path=path,
         title=_text(content, 'title') or os.path.splitext(os.path.basename(path))[0],
         data=_path(content, 'data', home),
         base=_level('base', '', content.get('base'), home, parser),
-        augmentations=_axis(content, 'augmentations', home, parser),
-        settings=_axis(content, 'settings', home, parser),
-        methods=methods,
+        augmentations=axes['augmentation'],
+        settings=axes['setting'],
+        methods=axes['method'],
         seeds=_seeds(content.get('seeds', [0])),
-        baseline=_text(content, 'baseline') or methods[0].name,
-        comparisons=_comparisons(content.get('comparisons', []), [method.name for method in methods]),
+        baseline=_text(content, 'baseline') or methods[0],
+        comparisons=_comparisons(content.get('comparisons', []), methods),
         metric=_text(content, 'metric') or 'top1',
         epoch=_text(content, 'epoch') or _EPOCHS[0],
-        published=_path(content, 'published', home),
+        published=read_published(_path(content, 'published', home), names),
     )
-    names = [method.name for method in methods]
-    if study.baseline not in names:
-        raise OptionError(f"baseline: '{study.baseline}' is not a method{nearest(study.baseline, names)}: "
-                          f"there are {quoted(names, len(names))}")
+    if study.baseline not in methods:
+        raise OptionError(f"baseline: '{study.baseline}' is not a method{nearest(study.baseline, methods)}: "
+                          f"there are {quoted(methods, len(methods))}")
     if study.epoch not in _EPOCHS:
         raise OptionError(f"epoch: must be {' or '.join(_EPOCHS)}, got '{study.epoch}'")
     return study

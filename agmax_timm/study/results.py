@@ -7,7 +7,6 @@ from statistics import mean, stdev
 from .definition import Study
 from .outcome import Outcome
 from .plan import Cell
-from .published import Published
 
 CONFIDENCE = 0.95
 
@@ -50,7 +49,7 @@ class Comparison:
     difference: Difference
 
 
-def aggregate(study: Study, outcomes: Iterable[Outcome], published: Published) -> list[Row]:
+def aggregate(study: Study, outcomes: Iterable[Outcome]) -> list[Row]:
     """Return a row for each cell, in the order of the file."""
     cells: dict[tuple, Cell] = {}
     values: dict[tuple, dict[int, float]] = {}
@@ -62,12 +61,13 @@ def aggregate(study: Study, outcomes: Iterable[Outcome], published: Published) -
             values[place][outcome.run.seed] = outcome.value
     rows = []
     for place, cell in cells.items():
-        row = Row(cell, values[place], sample_deviation(values[place].values()), Difference(), published.get(place))
+        row = Row(
+            cell, values[place], sample_deviation(values[place].values()), Difference(), study.published.get(place))
         if cell.method != study.baseline:
             baseline = (*place[:2], study.baseline)
             row.difference = paired_difference(values[place], values[baseline])
-            if row.published is not None and baseline in published:
-                row.published_difference = row.published - published[baseline]
+            if row.published is not None and baseline in study.published:
+                row.published_difference = row.published - study.published[baseline]
         rows.append(row)
     return rows
 

@@ -7,17 +7,16 @@ from ..base.output_files import write_csv
 from .definition import Level, Study
 from .figure import draw
 from .outcome import Outcome
-from .published import Published
 from .results import Comparison, Difference, Row, aggregate, compare
 
 
-def write_tables(study: Study, outcomes: list[Outcome], published: Published, folder: str) -> str:
+def write_tables(study: Study, outcomes: list[Outcome], folder: str) -> str:
     """Write the files into a folder. comparisons.csv is only written if the study has comparisons.
 
     Returns:
         The text of table.md.
     """
-    rows = aggregate(study, outcomes, published)
+    rows = aggregate(study, outcomes)
     comparisons = compare(study, rows)
     write_csv(os.path.join(folder, 'results.csv'), [{
         'augmentation': outcome.run.cell.augmentation,

@@ -15,7 +15,6 @@ from agmax_timm.evaluation.bulk import list_jobs
 from agmax_timm.options.option_file import read_mapping
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.predict import list_images
-from agmax_timm.study.definition import Level, Study
 from agmax_timm.study.published import read_published
 from agmax_timm.training.output.log import read_curves
 
@@ -33,13 +32,6 @@ def criterion_weights(path, flag):
     return build_criterion(args).pos_weight.flatten().tolist()
 
 
-def published(path):
-    study = Study(path='study.yaml', title='', data='', base=Level(), augmentations=[Level()], settings=[Level()],
-                  methods=[Level('a'), Level('b')], seeds=[0], baseline='a', comparisons=[], metric='top1',
-                  epoch='last', published=str(path))
-    return read_published(study)
-
-
 # By file name and content: a function of the path, and what it reads.
 READERS = {
     'names.txt': (b'ant\nbee\ncat\n', lambda path: read_class_map(str(path)), {'ant': 0, 'bee': 1, 'cat': 2}),
@@ -53,7 +45,8 @@ READERS = {
     'weights.json': (b'[1, 2, 3]', lambda path: criterion_weights(path, '--loss-pos-weight'), [1., 2., 3.]),
     'summary.csv': (b'epoch,train_loss\n0,0.5\n', lambda path: read_curves(str(path))['classification loss'],
                     {'training': [(0, 0.5)]}),
-    'published.csv': (b'method,value\n# a note\na,1.5\n', published, {('', '', 'a'): 1.5}),
+    'published.csv': (b'method,value\n# a note\na,1.5\n', lambda path: read_published(
+        str(path), {'augmentation': [''], 'setting': [''], 'method': ['a', 'b']}), {('', '', 'a'): 1.5}),
 }
 
 

@@ -8,7 +8,6 @@ from agmax_timm.options.parse import parse_train_args
 from agmax_timm.study import cost
 from agmax_timm.study.definition import read_study
 from agmax_timm.study.plan import make_runs
-from agmax_timm.study.published import read_published
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.studies import SMALL, run_study, write_study
 
@@ -160,8 +159,8 @@ def test_files_that_are_not_studies_are_refused(content, words, tmp_path, capsys
 def test_published_numbers_that_do_not_fit_are_refused(text, words, tmp_path):
     (tmp_path / 'published.csv').write_text(text)
     with pytest.raises(OptionError) as error:
-        read_published(read_study(write_study(tmp_path, published='published.csv')))
-    for word in [str(tmp_path / 'published.csv'), *words]:
+        read_study(write_study(tmp_path, published='published.csv'))
+    for word in [str(tmp_path / 'study.yaml'), str(tmp_path / 'published.csv'), *words]:
         assert word in str(error.value)
 
 
@@ -173,7 +172,7 @@ def test_studies_of_this_package_are_valid(path, tmp_path):
     cells = len(study.augmentations) * len(study.settings) * len(study.methods)
     assert len(runs) == cells * len(study.seeds) and len({run.folder for run in runs}) == len(runs)
     unpublished = 8 if path.stem == 'imagenet' else 0  # the baseline with AgMax's initial weights
-    assert len(read_published(study)) in (0, cells - unpublished)
+    assert len(study.published) in (0, cells - unpublished)
     header = ' '.join(line for line in path.read_text().splitlines() if line.startswith('#'))
     assert f'python -m agmax_timm.study hparams/studies/{path.name}' in header and 'Cost: ' in header
 

@@ -12,7 +12,8 @@ def test_the_figure_has_the_seeds_the_means_and_the_intervals(fake, monkeypatch)
          ('AgMax', 0): 11., ('AgMax', 1): 22., ('AgMax', 2): 63., ('mse', 1): 19.},
         methods={'baseline': {}, 'AgMax': {'agmax': True}, 'mse': {'agmax': True, 'agmax_loss': 'mse'}},
         seeds=[0, 1, 2], comparisons=[['AgMax', 'baseline']])
-    rows, shown = results.aggregate(study, outcomes, {('', '', 'baseline'): 80., ('', '', 'AgMax'): 81.5}), []
+    study.published = {('', '', 'baseline'): 80., ('', '', 'AgMax'): 81.5}
+    rows, shown = results.aggregate(study, outcomes), []
     monkeypatch.setattr(figure, 'save_figure', lambda path, draw, **size: draw(shown[0]))
     shown.append(pyplot.Figure())
     figure.draw(study, rows, results.compare(study, rows), 'figure.png')
@@ -35,7 +36,7 @@ def test_the_figure_of_a_loss_says_its_direction(fake, monkeypatch):
     study, outcomes, _ = fake({('baseline', 0): .5123, ('AgMax', 0): .51}, seeds=[0], metric='loss')
     shown = pyplot.Figure()
     monkeypatch.setattr(figure, 'save_figure', lambda path, draw, **size: draw(shown))
-    figure.draw(study, results.aggregate(study, outcomes, {}), [], 'figure.png')
+    figure.draw(study, results.aggregate(study, outcomes), [], 'figure.png')
     values, differences = shown.axes
     assert values.get_xlabel() == 'loss (smaller is better):\nseeds and mean'
     texts = [label.get_text() for axes in differences.child_axes for label in axes.get_yticklabels()]
@@ -47,6 +48,6 @@ def test_the_figure_of_one_method_has_only_its_values(fake, monkeypatch):
     study, outcomes, _ = fake({('baseline', 0): 10., ('baseline', 1): 20.}, methods={'baseline': {}}, seeds=[0, 1])
     shown = pyplot.Figure()
     monkeypatch.setattr(figure, 'save_figure', lambda path, draw, **size: draw(shown))
-    figure.draw(study, results.aggregate(study, outcomes, {}), [], 'figure.png')
+    figure.draw(study, results.aggregate(study, outcomes), [], 'figure.png')
     (values,) = shown.axes
     assert [line.get_xdata().tolist() for line in values.lines] == [[10, 20], [15]]

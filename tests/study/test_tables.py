@@ -11,7 +11,6 @@ from agmax_timm.study import command, outcome, tables
 from agmax_timm.study.definition import read_study
 from agmax_timm.study.outcome import Outcome
 from agmax_timm.study.plan import make_runs
-from agmax_timm.study.published import read_published
 from agmax_timm.study.tables import write_tables
 from tests.helpers.studies import read_rows, write_study
 
@@ -23,7 +22,7 @@ def test_the_table_of_made_up_outcomes_equals_that_by_hand(fake, tmp_path):
          ('AgMax', 0): 11., ('AgMax', 1): 22., ('AgMax', 2): 63., ('mse', 1): 19.},
         methods={'baseline': {}, 'AgMax': {'agmax': True}, 'mse': {'agmax': True, 'agmax_loss': 'mse'}},
         seeds=[0, 1, 2], published='published.csv')
-    text = write_tables(study, outcomes, read_published(study), str(folder))
+    text = write_tables(study, outcomes, str(folder))
 
     rows = read_rows(folder / 'table.csv')
     assert [row['method'] for row in rows] == ['baseline', 'AgMax', 'mse']
@@ -52,7 +51,7 @@ def test_a_loss_has_more_decimals_and_the_table_names_the_pairs_of_fewer_seeds(f
     study, outcomes, folder = fake(
         {('baseline', 0): .51, ('baseline', 1): .52, ('AgMax', 0): .5013, ('AgMax', 1): .5133, ('AgMax', 2): .5},
         seeds=[0, 1, 2], metric='loss', comparisons=[['AgMax', 'baseline']])
-    text = write_tables(study, outcomes, {}, str(folder))
+    text = write_tables(study, outcomes, str(folder))
     # Differences -0.0087 and -0.0067: mean -0.0077, deviation 0.002 / sqrt(2), half width 12.7062 * 0.001.
     assert '| AgMax | 0.5049 ± 0.0073 | 3 | -0.0077 | -0.0204 to +0.0050 (2 pairs) |' in text
     assert '| baseline | 0.5150 ± 0.0071 | 2 |' in text
@@ -72,7 +71,7 @@ def test_comparisons_use_means_over_the_augmentations_of_a_seed(tmp_path):
         Outcome(run, 'complete', values[run.cell.augmentation, run.cell.method][run.seed], 0)
         if run.seed < len(values[run.cell.augmentation, run.cell.method]) else Outcome(run, 'missing')
         for run in make_runs(study, 'data', str(tmp_path))]
-    text = write_tables(study, outcomes, read_published(study), str(tmp_path))
+    text = write_tables(study, outcomes, str(tmp_path))
     there, back = read_rows(tmp_path / 'comparisons.csv')
     assert (there['method'], there['minus'], there['pairs'], there['difference']) == ('AgMax', 'two views', '3', '2')
     assert (float(there['low']), float(there['high'])) == pytest.approx((2 - 2.484138, 2 + 2.484138), abs=1e-6)
@@ -100,7 +99,7 @@ def test_two_processes_may_write_the_table(fake, monkeypatch, capsys):
             write = csv.DictWriter.writerows
             monkeypatch.setattr(csv.DictWriter, 'writerows', lambda *args: (
                 os.write(begin, b'.'), os.read(allowed, 1), write(*args)))
-            write_tables(study, outcomes, {}, str(folder))
+            write_tables(study, outcomes, str(folder))
             os._exit(0)
         finally:
             os._exit(1)
@@ -120,7 +119,7 @@ def test_names_may_contain_characters_of_tables_and_formulas(fake):
         {(name, seed): 10. + seed for name in names for seed in (0, 1)}, title=r'cost $\5 and $6',
         methods={name: {'agmax': number > 0, 'smoothing': number / 10} for number, name in enumerate(names)},
         seeds=[0, 1])
-    text = write_tables(study, outcomes, {}, str(folder))
+    text = write_tables(study, outcomes, str(folder))
     assert r'| Ag \| Max | 10.50 ± 0.71 |' in text and (folder / 'figure.png').stat().st_size > 5000
 
 
@@ -129,7 +128,7 @@ def test_differences_are_within_an_augmentation_and_a_setting(fake):
         {}, augmentations={'none': None, 'flip': {'vflip': 0.5}}, settings={'a': {'lr': 0.1}, 'b': {'lr': 0.2}})
     for number, one in enumerate(outcomes):
         one.value, one.status = float(number ** 2), 'complete'
-    write_tables(study, outcomes, {}, str(folder))
+    write_tables(study, outcomes, str(folder))
     rows = read_rows(folder / 'table.csv')
     by_run = {tuple(row[axis] for axis in ('augmentation', 'setting', 'method', 'seed')): float(row['top1'])
               for row in read_rows(folder / 'results.csv')}
