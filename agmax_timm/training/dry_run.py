@@ -18,7 +18,7 @@ from ..assembly.optimizer import mean_lr
 from ..base.distributed import is_primary, world_size
 from ..data.backend import views_of
 from ..data.loading.workers import batches_of
-from ..evaluation.evaluate import evaluate
+from ..evaluation.evaluate import outputs_of
 from ..options.parsers import TrainOptions
 from ..options.run import Run
 from ..weights.find import checkpoint_names
@@ -139,27 +139,24 @@ def time_updates(run: TrainingRun) -> tuple[float, float]:
     return seconds / max(1, updates - 1), (losses.count - images) / versions * world_size() / seconds
 
 
+@torch.inference_mode()
 def time_evaluation(run: TrainingRun) -> float:
-    """Return the seconds of an evaluation of one set of weights, estimated from its first batches."""
+    """Return the seconds of an evaluation of one set of weights, estimated from its first batches.
+
+    Metrics are not computed: ranks would wait for each other, and each rank leaves the loop by its own clock.
+    """
     options, device, loader = run.options, run.device, run.loader_eval
+    model: Any = run.task.get_eval_model()
     evaluator = run.task.create_evaluator(max_samples=evaluation_sample_limit(loader))
     marks = [time.perf_counter()]
-
-    def on_batch(batch_index: int) -> None:
+    for _, output, target in outputs_of(model, loader, options, device, run.precision):
+        evaluator.update(output, target)
         run.checkpoints.watchdog.beat()
         synchronize(device)
         marks.append(time.perf_counter())
-        batches = len(marks) - 1
         late = options.fsdp or marks[-1] - marks[1] > SECONDS  # with --fsdp ranks compute each batch together
-        if batches >= EVALUATED and late:
-            raise _Enough
-
-    def before_compute() -> None:
-        raise _Enough  # compute() is a collective, and other ranks may have ended already
-
-    with suppress(_Enough):
-        evaluate(run.task.get_eval_model(), loader, options, device, run.precision, options.log_interval,
-                 on_batch=on_batch, evaluator=evaluator, before_compute=before_compute)
+        if len(marks) > EVALUATED and late:
+            break
     if len(marks) > 2:
         del marks[0]
     return (marks[-1] - marks[0]) / max(1, len(marks) - 1) * len(loader)

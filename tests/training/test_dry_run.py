@@ -158,22 +158,29 @@ def test_a_run_that_resumes_with_one_update_left_is_measured_on_the_next_epoch(p
     assert first == [(1, 0), (1, 0)]
 
 
-def test_no_rank_waits_for_others_after_its_share_of_the_evaluation(monkeypatch):
-    """The others may have enough, so that they leave out the metrics."""
-    def evaluate(*args, on_batch, before_compute, **kwargs):
-        on_batch(0)
-        on_batch(1)
-        before_compute()
-        raise AssertionError('ranks wait for each other')
+@pytest.mark.parametrize('batches, fsdp, made', [
+    (2, False, 2),  # the whole share of this rank
+    (10, False, 4), (10, True, 3)])
+def test_an_evaluation_is_measured_after_its_first_batch_for_a_few_seconds(monkeypatch, batches, fsdp, made):
+    """A batch takes 5 seconds, the first one 9. The evaluator has no compute(), in which ranks wait for each other."""
+    clock, updated = [0.], []
 
-    monkeypatch.setattr(dry_run, 'evaluate', evaluate)
+    def outputs_of(model, loader, *args):
+        for index in loader:
+            clock[0] += 5. if index else 9.
+            yield None, index, None
+
+    monkeypatch.setattr(dry_run, 'outputs_of', outputs_of)
     monkeypatch.setattr(dry_run, 'evaluation_sample_limit', lambda loader: None)
-    monkeypatch.setattr(dry_run, 'time', Namespace(perf_counter=iter((1., 5., 8.)).__next__))
+    monkeypatch.setattr(dry_run, 'time', Namespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(dry_run, 'SECONDS', 11.)
+    monkeypatch.setattr(dry_run, 'EVALUATED', 3)
+    evaluator = Namespace(update=lambda output, target: updated.append(output))
     run = Namespace(
-        options=Namespace(log_interval=50, fsdp=False), device=torch.device('cpu'), loader_eval=range(10),
-        precision=None, task=Namespace(create_evaluator=lambda max_samples: None, get_eval_model=lambda: None),
+        options=Namespace(fsdp=fsdp), device=torch.device('cpu'), loader_eval=range(batches), precision=None,
+        task=Namespace(create_evaluator=lambda max_samples: evaluator, get_eval_model=lambda: None),
         checkpoints=Namespace(watchdog=Namespace(beat=lambda: None)))
-    assert dry_run.time_evaluation(run) == 10 * 3., 'the second batch took 3 seconds'
+    assert dry_run.time_evaluation(run) == batches * 5. and updated == list(range(made))
 
 
 def test_memory_is_that_reserved_by_the_allocator(monkeypatch):
