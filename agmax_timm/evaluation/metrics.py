@@ -12,6 +12,7 @@ from ..base.errors import DataError, OptionError
 from ..base.text_file import read_text, without_mark
 from ..data.sources.checks import check_evaluated_classes
 from ..data.sources.classes import ModelClasses, check_evaluation, class_names, class_to_idx
+from ..options.data_kinds import kind_of
 from ..options.evaluation import Labels
 from ..options.parsers import ValidateOptions
 from .analysis import class_counts, per_class
@@ -114,7 +115,7 @@ def set_targets(
             has a class at another index.
     """
     if options.task == 'multilabel':
-        if '/' not in options.dataset:  # the task is adopted from the checkpoint
+        if kind_of(options) in ('folder', 'tar', 'demo'):  # the task is adopted from the checkpoint
             raise DataError(f"the model gives several labels per image, --dataset '{options.dataset}' holds one: use "
                             '--task classification, or data with several')
         check_evaluation(classes, class_to_idx(dataset), num_classes)

@@ -6,6 +6,7 @@ from contextlib import suppress
 from ..base.command import command
 from ..base.command_line import Parser
 from ..base.errors import OptionError
+from ..options.data_kinds import kind_of
 from ..options.recipe_files import STUDIES, ListRecipes, find_recipe
 from .cost import epochs_of, updates_and_views
 from .definition import Study, read_study
@@ -58,7 +59,7 @@ def print_plan(runs: list[Run]) -> None:
 
 def check_data(study: Study, runs: list[Run]) -> None:
     """Raise OptionError if a data folder does not exist, before a run fails."""
-    for folder in {run.options.data_dir for run in runs if run.options.data_dir and '/' not in run.options.dataset}:
+    for folder in {run.data for run in runs if kind_of(run.options) in ('folder', 'tar')}:
         if not os.path.exists(folder):
             raise OptionError(f"'{study.path}': data: no folder or tar file '{folder}': name another one with --data "
                               'DIR')

@@ -3,6 +3,7 @@ import math
 import os
 from dataclasses import replace
 
+from ..options.data_kinds import kind_of
 from ..options.optimization import Schedule
 from ..options.parsers import TrainOptions
 from ..options.quantities import share_of
@@ -41,9 +42,10 @@ def _count_images(options: TrainOptions) -> int | None:
     """Return the number of training images; None if they are not on this machine, or counting would read them all."""
     if options.train_num_samples:
         return options.train_num_samples
-    if '/' in options.dataset and not options.dataset.startswith('torch/'):
+    kind = kind_of(options)
+    if kind not in ('folder', 'tar', 'demo', 'torch'):
         return None
-    if options.dataset != 'demo' and not os.path.exists(options.data_dir or ''):
+    if kind != 'demo' and not os.path.exists(options.data_dir or ''):
         return None
     from ..assembly.datasets import open_split
     from ..base.errors import DataError

@@ -14,6 +14,7 @@ from ..base.command_line import flag_of
 from ..base.errors import OptionError
 from ..base.pipes import print_message
 from ..base.text import quoted
+from ..options.data_kinds import kind_of
 from ..options.declare import declared
 from ..options.derived import METRICS, with_given_loss
 from ..options.option_file import read_mapping
@@ -164,7 +165,7 @@ def _parse(study: Study, cell: Cell, data: str, warnings: dict[str, list[str]]) 
     if not options.val_split:
         raise OptionError(f"'{study.path}': '{cell.name}': val_split is '': a study compares metrics of validation "
                           'data')
-    if not options.data_dir and options.dataset != 'demo' and '/' not in options.dataset:
+    if not options.data_dir and kind_of(options) in ('folder', 'tar'):
         raise OptionError(f"'{study.path}': no data: give its folder with --data DIR, or 'dataset: demo' in base")
     return options
 

@@ -5,7 +5,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 from agmax_timm.base.errors import OptionError
 from agmax_timm.options.parse import parse_train_args
-from agmax_timm.study import cost
+from agmax_timm.study import command, cost
 from agmax_timm.study.definition import read_study
 from agmax_timm.study.plan import make_runs
 from tests.helpers.paths import REPOSITORY
@@ -58,6 +58,15 @@ def test_a_share_of_each_class_is_not_counted_as_training_images(tmp_path, photo
     study = read_study(write_study(
         tmp_path, base={**SMALL, 'batch_size': 2, 'val_split': 0.1}, methods={'baseline': None}, seeds=[0, 1]))
     assert cost.updates_and_views(make_runs(study, str(photos), str(tmp_path))) == (8, 16)
+
+
+def test_a_folder_of_data_that_is_not_read_need_not_exist(tmp_path, capsys):
+    """Only a warning, as from train.py. The demo has 1,000 training images."""
+    study = read_study(write_study(tmp_path, base={**SMALL, 'dataset': 'demo', 'num_classes': 10}, seeds=[0]))
+    runs = make_runs(study, str(tmp_path / 'absent'), str(tmp_path))
+    command.check_data(study, runs)
+    assert "absent' has no effect with --dataset demo" in capsys.readouterr().err
+    assert cost.updates_and_views(runs) == (2 * 250, 3 * 1000)
 
 
 def test_devices_without_a_job_give_a_warning(tmp_path, photos, capsys):
