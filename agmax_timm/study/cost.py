@@ -9,14 +9,20 @@ from ..options.parsers import TrainOptions
 from ..options.quantities import share_of
 from .plan import Run
 
-_WITH_COOLDOWN = ('cosine', 'tanh', 'poly', 'wsd', 'rsqrt')  # timm ignores --cooldown-epochs of other schedules
+_WITH_CYCLES = ('cosine', 'tanh', 'poly')
+_WITH_COOLDOWN = (*_WITH_CYCLES, 'wsd', 'rsqrt')  # timm ignores --cooldown-epochs of other schedules
 
 
 def epochs_of(options: Schedule) -> int:
-    """Return the number of epochs of a run. Further cycles of --lr-cycle-limit are not counted."""
+    """Return the number of epochs of a run: that of timm's create_scheduler_v2, whose import takes seconds."""
+    cycles = options.epochs
+    if options.sched in _WITH_CYCLES and options.lr_cycle_mul == 1.:
+        cycles *= options.lr_cycle_limit
+    elif options.sched in _WITH_CYCLES:  # a geometric series
+        factor = options.lr_cycle_mul
+        cycles = math.floor(cycles * (factor ** options.lr_cycle_limit - 1) / (factor - 1))
     cooldown = options.cooldown_epochs if options.sched in _WITH_COOLDOWN else 0
-    whole = options.epochs + cooldown + (options.warmup_epochs if options.warmup_prefix else 0)
-    return options.stop_epoch or whole
+    return options.stop_epoch or cycles + cooldown + (options.warmup_epochs if options.warmup_prefix else 0)
 
 
 def updates_and_views(runs: list[Run]) -> tuple[int, int] | None:

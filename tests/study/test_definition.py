@@ -44,9 +44,11 @@ def test_methods_may_have_numbers_as_names(tmp_path):
 @pytest.mark.filterwarnings('ignore:PlateauLRScheduler')
 @pytest.mark.parametrize('sched', ['cosine', 'tanh', 'poly', 'wsd', 'rsqrt', 'step', 'multistep', 'plateau', 'constant',
                                    'none'])
-@pytest.mark.parametrize('flags', [[], ['--warmup-prefix'], ['--stop-epoch', '4']])
+@pytest.mark.parametrize('flags', [
+    '', '--warmup-prefix', '--stop-epoch 4', '--lr-cycle-limit 2', '--lr-cycle-limit 3 --lr-cycle-mul 1.7',
+    '--lr-cycle-limit 4 --lr-cycle-mul 0.6 --warmup-prefix', '--lr-cycle-limit 2 --lr-cycle-mul 2 --stop-epoch 9'])
 def test_the_epochs_of_a_run_are_those_of_timms_schedule(sched, flags):
-    options = parse_train_args(['data', *flags, '--sched', sched, '--epochs', '20', '--cooldown-epochs', '7',
+    options = parse_train_args(['data', *flags.split(), '--sched', sched, '--epochs', '20', '--cooldown-epochs', '7',
                                 '--warmup-epochs', '3', '--decay-epochs', '5'])
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.)
     _, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(options))
