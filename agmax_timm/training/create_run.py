@@ -103,7 +103,7 @@ def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) 
         Interrupted: A signal asked the run to end.
     """
     options, device = _begin(options, signals, watchdog)
-    options = datasets.with_num_classes(options)
+    options, opened = datasets.with_num_classes(options)
     random_seed(options.seed, rank())
     precision = build.build_precision(options, device)
     model, data_config = build.build_model(options, device, precision)
@@ -112,7 +112,7 @@ def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) 
     if is_distributed() and options.sync_bn:
         options = replace(options, dist_bn='')  # sync_bn computes the statistics over all ranks already
     signals.check_start(options.resume, device)
-    dataset_train, dataset_eval = datasets.build_datasets(options, data_config)
+    dataset_train, dataset_eval = datasets.build_datasets(options, data_config, opened)
     signals.check_start(options.resume, device)
     patch_size = loaders.patch_size(model, options.naflex_patch_sizes) if options.naflex_loader else None
     loader_train = loaders.build_train_loader(options, dataset_train, data_config, device, precision, patch_size)

@@ -21,7 +21,9 @@ from .labels import check_column
 
 
 def part_of(dataset: Any, share: float, seed: int, held_out: bool) -> Any:
-    """Return the held-out part of a data set, or the remaining part.
+    """Return the held-out part of a data set, or the remaining part. Each has its own transform and damage record.
+
+    No image of the held-out part may be damaged, as in all data for evaluation.
 
     Args:
         dataset: Data set with an index and one label per image.
@@ -41,7 +43,7 @@ def part_of(dataset: Any, share: float, seed: int, held_out: bool) -> Any:
         return Part(dataset, indices)
     part = copy.copy(dataset)
     part.reader = _subset(dataset.reader, indices)
-    part.damage = Damage(part.reader, dataset.damage.max_share)
+    part.damage = Damage(part.reader, None if held_out else dataset.damage.max_share)
     return part
 
 

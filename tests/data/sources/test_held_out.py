@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from agmax_timm.assembly.datasets import build_datasets, open_split, with_num_cl
 from agmax_timm.base.errors import DataError
 from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
+from agmax_timm.data.sources.folder import FolderReader
 from agmax_timm.data.sources.held_out import choose
 from agmax_timm.options.changed_options import validate_command
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
@@ -190,21 +192,70 @@ def test_the_command_of_a_model_card_contains_the_share():
     assert validate_command(saved, 'x').endswith('--split val')
 
 
+# One scan of the data.
+
+@pytest.fixture
+def scans(monkeypatch):
+    """Folders that are indexed."""
+    roots, init = [], FolderReader.__init__
+
+    def counted(self, root, *args):
+        roots.append(root)
+        init(self, root, *args)
+
+    monkeypatch.setattr(FolderReader, '__init__', counted)
+    return roots
+
+
+def opened_in_run(argv, config=CONFIG):
+    """The data sets of a run, opened as by create_run."""
+    options, opened = with_num_classes(parse_train_args([*map(str, argv), '--max-damaged', '0.2']))
+    return build_datasets(replace(options, num_classes=10), config, opened)
+
+
+@pytest.mark.parametrize('method', [[], ['--agmax'], ['--agmax-teacher', 'memory']], ids=str)
+@pytest.mark.parametrize('validation', ['', '0.25'])
+def test_a_folder_is_indexed_once(unsorted, scans, method, validation):
+    opened_in_run([unsorted, *method, '--val-split', validation])
+    assert scans == [str(unsorted)]
+
+
+@pytest.mark.parametrize('kind', ['folder', 'tar', 'demo', 'torch/folder', 'hfds'])
+def test_data_that_is_opened_once_is_that_of_two_openings(kinds, kind):
+    """The image mode is that of the model, which is unknown when the classes are counted."""
+    gray, argv = {'input_size': (1, 16, 16)}, [*kinds[kind], '--val-split', '0.3']
+    expected, found = ([[(image.mode, image.tobytes(), label) for image, label in (part[i] for i in range(len(part)))]
+                        for part in opened_in_run([*argv, *method], gray)] for method in ([], ['--agmax']))
+    assert found == expected and {mode for part in found for mode, *_ in part} == {'L'}
+
+
+def test_the_parts_of_one_scan_have_their_own_records_of_damage(unsorted):
+    train, validation = opened_in_run([unsorted, '--val-split', '0.25', '--agmax'])
+    assert (train.damage.max_share, validation.damage.max_share) == (0.2, None), 'evaluation allows no damaged image'
+    train.damage.flags[0] = 1
+    assert len(train.damage.flags) == 24 and validation.damage.flags.tolist() == [0] * 9
+
+
 # The number of classes.
+
+def num_classes_of(argv):
+    options, _ = with_num_classes(parse_train_args(argv))
+    return options.num_classes
+
 
 @pytest.mark.parametrize('kind, count', [('folder', 5), ('tar', 5), ('demo', 10), ('torch/folder', 5), ('hfds', 3)])
 def test_agmax_takes_the_number_of_classes_from_the_data(kinds, kind, count, caplog):
     argv = [*map(str, kinds[kind]), '--val-split', '0.3']
     with caplog.at_level('INFO'):
-        assert with_num_classes(parse_train_args([*argv, '--agmax'])).num_classes == count
+        assert num_classes_of([*argv, '--agmax']) == count
     assert f'--num-classes {count}: ' in caplog.text
-    assert with_num_classes(parse_train_args(argv)).num_classes is None
-    assert with_num_classes(parse_train_args([*argv, '--agmax', '--num-classes', '7'])).num_classes == 7
+    assert num_classes_of(argv) is None
+    assert num_classes_of([*argv, '--agmax', '--num-classes', '7']) == 7
 
 
 def test_data_that_does_not_know_its_classes_needs_num_classes(unsorted, monkeypatch, caplog):
     monkeypatch.setattr('agmax_timm.assembly.datasets.class_to_idx', lambda dataset: {})
-    assert with_num_classes(parse_train_args([str(unsorted), '--val-split', '0.3', '--agmax'])).num_classes is None
+    assert num_classes_of([str(unsorted), '--val-split', '0.3', '--agmax']) is None
     assert caplog.messages[-1].endswith('on which the agreement depends. Set --num-classes')
 
 
@@ -213,7 +264,7 @@ def test_a_class_map_may_have_more_classes_than_folders(unsorted, tmp_path):
     (tmp_path / 'map.pkl').write_bytes(pickle.dumps({'ant': 0, 'bee': 8}))
     for name, count in (('map.txt', 7), ('map.pkl', 9)):
         argv = [str(unsorted), '--val-split', '0.3', '--class-map', str(tmp_path / name), '--agmax']
-        assert with_num_classes(parse_train_args(argv)).num_classes == count
+        assert num_classes_of(argv) == count
 
 
 # From the command line.
@@ -278,16 +329,17 @@ def test_all_commands_use_the_same_share(run, unsorted, results_of, caplog, caps
 
 
 @pytest.mark.slow
-def test_a_run_with_num_classes_from_the_data_equals_one_that_states_it(run):
+def test_a_run_with_num_classes_from_the_data_equals_one_that_states_it(run, scans):
     tables = []
     for number, words in enumerate((['--num-classes', '5'], [])):
         folder = run('--epochs', '1', *words, '--experiment', f'b{number}')
         rows = list(csv.DictReader((folder.parent / f'b{number}' / 'summary.csv').open()))
         tables.append([(row['train_loss'], row['eval_loss']) for row in rows])
     assert tables[0] == tables[1] and len(tables[0]) == 1
+    assert len(scans) == 2, 'one scan in each run'
 
 
 def test_num_classes_come_from_the_checkpoint_before_the_data(unsorted, tmp_path):
     torch.save({'state_dict': {}, 'args': {'model': 'test_resnet', 'num_classes': 9}}, tmp_path / 'last.pth.tar')
     argv = [str(unsorted), '--val-split', '0.3', '--agmax', '--resume', str(tmp_path / 'last.pth.tar')]
-    assert with_num_classes(parse_train_args(argv)).num_classes == 9
+    assert num_classes_of(argv) == 9
