@@ -3,11 +3,11 @@ import logging
 from typing import Any
 
 from timm.data.loader import PrefetchLoader
+from timm.data.scheduled_sampler import ScheduledTransformDataset
 from torch.utils.data import Dataset
 
 from ..base.image_modes import mode_of
 from .augmentation.extensions import LoaderExtensions
-from .sources.decoding import decode
 
 _logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def select_backend(loader: Any, extensions: LoaderExtensions, channels: int) -> 
 
 def use_batched_views(dataset: Any, views: int, reused: bool) -> None:
     """Make the views of small images in memory a batch at a time, if their transform allows it. See Buffers."""
-    if getattr(dataset, 'memory', None) and dataset.decode is not decode and dataset.target_transform is None:
+    if getattr(dataset, 'memory', None) and _on_arrays(dataset.transform) and dataset.target_transform is None:
         from .arrays.small import small_batches
         dataset.transform.batches = small_batches(dataset.memory, dataset.transform, views, reused)
 
@@ -54,8 +54,15 @@ def views_of(dataset: Dataset) -> str:
     """Return a phrase for how the views of a training data set are made."""
     if getattr(dataset, 'batches', None) is not None:
         return 'from arrays, by batches'
-    transforms = [getattr(dataset, name, None) for name in ('transforms', 'transform')]  # one, or of scheduled sizes
-    return 'from arrays' if 'ArrayTransform' in repr(transforms) else 'by timm'
+    transform = getattr(dataset, 'transform', None)  # None with NaFlex
+    if isinstance(dataset, ScheduledTransformDataset):
+        transform = dataset.transforms[0]
+    return 'from arrays' if _on_arrays(transform) else 'by timm'
+
+
+def _on_arrays(transform: Any) -> bool:
+    """Whether a transform works on arrays, so that files are decoded to arrays. See ArrayTransform."""
+    return hasattr(transform, 'decode_pixels')
 
 
 def _why_not_fast(loader: Any, channels: int) -> str:

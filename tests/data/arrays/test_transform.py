@@ -135,13 +135,15 @@ def test_images_that_are_not_rgb_use_the_timm_backend_at_every_size(photos, capl
             loader = create_two_view_loader(
                 dataset, 16, 4, num_workers=0, device=CPU, mean=(.5,) * channels, std=(.5,) * channels, **choices)
         assert caplog.records[-1].getMessage() == 'Augmentation by timm: images are not RGB.'
+        assert views_of(loader.dataset) == 'by timm'
         assert next(iter(loader))[0].shape[1] == channels
 
 
 def test_data_sets_of_torchvision_use_the_fast_backend(photos):
     dataset = create_dataset('torch/image_folder', str(photos), 'train')
-    loader = create_two_view_loader(dataset, 16, 4, num_workers=0, device=CPU)
-    assert views_of(loader.dataset) == 'from arrays'
+    for choices in ({}, dict(input_size_choices=[16, 24])):
+        loader = create_two_view_loader(dataset, 16, 4, num_workers=0, device=CPU, **choices)
+        assert views_of(loader.dataset) == 'from arrays'
     create_two_view_loader(dataset, 16, 4, num_workers=0, device=CPU, augment_backend='timm')
     assert views_of(dataset) == 'by timm'
 
