@@ -84,7 +84,7 @@ def build_datasets(options: TrainOptions, data_config: dict, opened: Opened | No
         if validation is None:
             validation = open_validation(options, data_config)
         if options.val_split == options.train_split:
-            _logger.warning(f'--val-split {options.val_split} names the training images, so validation does not show '
+            _logger.warning(f"--val-split '{options.val_split}' names the training images, so validation does not show "
                             'how the model does on others. To hold out a tenth of them: --val-split 0.1')
         elif share_of(options.val_split) is None:
             check_different(train, validation)
