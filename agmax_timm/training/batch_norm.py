@@ -9,8 +9,11 @@ from ..options.model import BatchNorm
 
 
 def distribute_batch_norm(options: BatchNorm, model: Any) -> None:
-    """Share the batch norm statistics between ranks, as --dist-bn says. Those of frozen layers stay."""
-    if is_distributed() and options.dist_bn in ('broadcast', 'reduce'):
+    """Share the batch norm statistics between ranks, as --dist-bn says. Those of frozen layers stay.
+
+    With --sync-bn they are computed over all ranks already.
+    """
+    if is_distributed() and options.dist_bn and not options.sync_bn:
         frozen = [buffer for layer in frozen_batch_norm(model) for buffer in layer.buffers()]
         before = [buffer.clone() for buffer in frozen]
         utils.distribute_bn(model, world_size(), options.dist_bn == 'reduce')

@@ -109,8 +109,6 @@ def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) 
     model, data_config = build.build_model(options, device, precision)
     if options.num_classes is None:
         options = replace(options, num_classes=model.num_classes)
-    if is_distributed() and options.sync_bn:
-        options = replace(options, dist_bn='')  # sync_bn computes the statistics over all ranks already
     signals.check_start(options.resume, device)
     dataset_train, dataset_eval = datasets.build_datasets(options, data_config, opened)
     signals.check_start(options.resume, device)

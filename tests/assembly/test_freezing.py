@@ -120,9 +120,10 @@ def test_a_run_changes_only_trained_parameters(photos, tmp_path, caplog, flags, 
     assert 'Frozen: ' in caplog.text and 'keeps the random' not in caplog.text
 
 
-@pytest.mark.parametrize('how, factor', [('reduce', 3.5 / 3), ('broadcast', 2)])
-def test_ranks_share_only_the_statistics_of_trained_layers(monkeypatch, how, factor):
-    """The mean of three equal values can differ from them in the last bit."""
+@pytest.mark.parametrize('how, sync_bn, factor', [
+    ('reduce', False, 3.5 / 3), ('broadcast', False, 2), ('', False, 1), ('reduce', True, 1), ('broadcast', True, 1)])
+def test_ranks_share_only_the_statistics_of_trained_layers(monkeypatch, how, sync_bn, factor):
+    """The mean of three equal values can differ from them in the last bit. With --sync-bn, ranks have equal ones."""
     model = resnet()
     model(torch.randn(4, 3, 32, 32))
     freeze(replace(OPTIONS, freeze=STEM), model)
@@ -131,9 +132,9 @@ def test_ranks_share_only_the_statistics_of_trained_layers(monkeypatch, how, fac
     monkeypatch.setattr(batch_norm, 'world_size', lambda: 3)
     monkeypatch.setattr(torch.distributed, 'all_reduce', lambda tensor, **_: tensor.mul_(3.5))
     monkeypatch.setattr(torch.distributed, 'broadcast', lambda tensor, _: tensor.mul_(2))
-    batch_norm.distribute_batch_norm(replace(OPTIONS, dist_bn=how), model)
+    batch_norm.distribute_batch_norm(replace(OPTIONS, dist_bn=how, sync_bn=sync_bn), model)
     for name, value in model.state_dict().items():
-        shared = 'running_' in name and name.startswith(('layer3', 'layer4'))
+        shared = factor != 1 and 'running_' in name and name.startswith(('layer3', 'layer4'))
         if shared:
             torch.testing.assert_close(value, factor * before[name])
         assert torch.equal(value, before[name]) != shared, name
