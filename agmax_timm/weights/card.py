@@ -9,8 +9,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
+from PIL.ImageMode import getmode
 
 from ..base.class_labels import known_names
+from ..base.image_modes import mode_of_channels
 from ..base.licences import license_fields
 from ..options.changed_options import changed_options, train_script, validate_command
 from ..options.data_kinds import split_name
@@ -62,7 +64,7 @@ def model_card(
         license: Name of the licence, None to state none.
     """
     options, base, dataset, scores = saved.options, base_of(saved), dataset_of(saved.options), _scores(saved)
-    title = f'{architecture}.{tag_of(saved)}'
+    title, mode = f'{architecture}.{tag_of(saved)}', mode_of_channels(saved.in_chans)
     names = known_names(saved.class_names, saved.num_classes) or []
     return ModelCard.from_template(
         _metadata(saved, title, license, scores),
@@ -79,7 +81,7 @@ def model_card(
         paper_number=PAPER_ID.removeprefix('arXiv:'),
         parameters=sum(value.numel() for name, value in saved.state_dict.items()
                        if value.is_floating_point() and 'running_' not in name),
-        mode=options.get('input_img_mode') or {1: 'L', 3: 'RGB'}.get(saved.in_chans),
+        mode=options.get('input_img_mode') or (mode if len(getmode(mode).bands) == saved.in_chans else None),
         several_labels=options.get('task') == SEVERAL_LABELS,
         names=names,
         described=bool(describe(names)),

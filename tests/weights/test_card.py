@@ -105,6 +105,13 @@ def test_a_long_value_is_one_row_of_the_table(saved):
     assert f"| freeze | [{', '.join(patterns)}] |\n" in text
 
 
+@pytest.mark.parametrize('channels, mode', [(1, 'L'), (2, 'LA'), (3, 'RGB'), (4, 'RGBA'), (5, None)])
+def test_the_code_reads_an_image_in_the_mode_of_training(make_saved, channels, mode):
+    code = card_of(make_saved(in_chans=channels)).content
+    assert re.findall(r"\.convert\('(.*?)'\)", code) == ([mode] if mode else [])
+    assert ('torch.rand(1, 5, 32, 32)' in code) == (mode is None)
+
+
 def test_the_code_runs_in_the_folder_without_this_package(make_saved, tmp_path):
     """All blocks in their order, with the shapes in their comments."""
     printed = ''
