@@ -46,7 +46,7 @@ class Epochs:
         self.options = run.options
         self.checkpoints = run.checkpoints
         self.trackers = trackers
-        self.damaged = DamageLog(run.dataset_train, run.device, run.checkpoints.output_dir)
+        self.damaged = DamageLog(run.checkpoints.damage, run.device, run.checkpoints.output_dir)
         self.progress_log = log.ProgressLog(
             run.stop_epoch * run.updates_per_epoch, run.done_updates, run.num_epochs)
         # The reason, '' if the run has not stopped early.

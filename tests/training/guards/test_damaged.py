@@ -15,6 +15,7 @@ from agmax_timm.base.errors import DamagedError
 from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
 from agmax_timm.data.sources.dataset_factory import create_dataset
+from agmax_timm.data.sources.decoding import damage_of
 from agmax_timm.training.guards import damaged
 from agmax_timm.training.guards.damaged import DamageLog
 from agmax_timm.training.output import log
@@ -69,12 +70,12 @@ def test_file_names_that_are_not_text_are_written_and_a_full_disk_is_reported(
     assert len([*dataset]) == 13
     for logger in (damaged, log):  # names that no test report could hold
         monkeypatch.setattr(logger, '_logger', types.SimpleNamespace(warning=told.append))
-    DamageLog(dataset, torch.device('cpu'), str(tmp_path)).after_epoch()
+    DamageLog(dataset.damage, torch.device('cpu'), str(tmp_path)).after_epoch()
     assert len(told) == 1 and (tmp_path / 'damaged.csv').read_bytes() == b'path,reason\r\n%s,not an image\r\n' % name
 
     dataset.damage._reported.zero_()
     with file_size_limit(8):
-        DamageLog(dataset, torch.device('cpu'), str(tmp_path)).after_epoch()
+        DamageLog(dataset.damage, torch.device('cpu'), str(tmp_path)).after_epoch()
     for part in (str(tmp_path / 'damaged.csv'), ': File too large', 'training continues'):
         assert part in told[2]
     assert (tmp_path / 'damaged.csv').read_bytes().startswith(b'path,reason\r\n'), 'the file of before stays'
@@ -93,7 +94,7 @@ def test_the_reason_for_a_damaged_image_in_a_tar_file_is_that_of_its_content(dat
     dataset = create_dataset('', str(tmp_path / 'data.tar'), 'train', max_damaged=1.)
     for name in contents:
         dataset.damage.record([dataset.damage.path(index) for index in range(12)].index(name), 'as by a worker')
-    DamageLog(dataset, torch.device('cpu'), str(tmp_path)).after_epoch()
+    DamageLog(dataset.damage, torch.device('cpu'), str(tmp_path)).after_epoch()
     with open(tmp_path / 'damaged.csv', newline='') as f:
         assert [*csv.reader(f)][1:] == [['ant/000.jpg', 'empty file'], ['bee/004.jpg', 'not an image']]
     assert '  ant/000.jpg: empty file\n  bee/004.jpg: not an image' in caplog.text
@@ -169,7 +170,7 @@ def run_rank(rank, root, found):
     dataset[found]
     assert dataset.damage.count() == 1
     with pytest.raises(DamagedError) as caught:
-        DamageLog(dataset, torch.device('cpu')).after_epoch()
+        DamageLog(dataset.damage, torch.device('cpu')).after_epoch()
     (root / f'rank{rank}').write_text(f'{dataset.damage.indices()} {caught.value}')
     dist.destroy_process_group()
 
@@ -190,8 +191,8 @@ def test_two_ranks_share_their_damage_and_end_together(data):
 
 
 def test_damage_found_after_the_ranks_agreed_does_not_end_one_of_them(data, monkeypatch):
-    damage_log = DamageLog(create_dataset('', str(data), 'train', max_damaged=0.1), torch.device('cpu'))
-    damage = damage_log.damage
+    damage = create_dataset('', str(data), 'train', max_damaged=0.1).damage
+    damage_log = DamageLog(damage, torch.device('cpu'))
     damage.record(0, 'x')
     monkeypatch.setattr(damage, 'take_new', lambda: damage.flags.fill_(1).tolist())  # as a worker may do
     damage_log.after_epoch()
@@ -213,7 +214,7 @@ def test_a_resumed_naflex_run_remembers_all_damaged_images(data):
 
 
 def test_data_sets_without_damage_records_are_accepted(memory_dataset):
-    damage_log = DamageLog(memory_dataset([]), torch.device('cpu'))
+    damage_log = DamageLog(damage_of(memory_dataset([])), torch.device('cpu'))
     damage_log.after_epoch()
     damage_log.at_end()
 
