@@ -103,8 +103,8 @@ def _by_index(names: Any) -> list[str]:
 
 
 def warn_of_other_classes(options: TrainModel, model: nn.Module, dataset: Dataset) -> None:
-    """Warn if the pretrained head has the classes of the data in another order."""
-    if not (options.initial_checkpoint or options.pretrained) or not is_primary():
+    """Warn if the pretrained head has the classes of the data in another order. A resumed head is not pretrained."""
+    if not (options.initial_checkpoint or options.pretrained) or options.resume or not is_primary():
         return
     flag = '--initial-checkpoint' if options.initial_checkpoint else '--pretrained'
     classes = classes_of(model, options.model, options.initial_checkpoint)

@@ -165,8 +165,9 @@ def _spread(values) -> str:
 def _models(options: AnyOptions) -> tuple[AnyOptions, list[ModelClasses]]:
     """Return the options, completed by those of a checkpoint, and the classes of the models that they name."""
     if isinstance(options, TrainOptions):
-        found = list(map(classes_in, filter(None, (resolve_resume(options).resume, options.initial_checkpoint))))
-        if options.pretrained and not found:
+        checkpoint = resolve_resume(options).resume or options.initial_checkpoint
+        found = [classes_in(checkpoint)] if checkpoint else []
+        if options.pretrained and not checkpoint:
             found.append(_classes_of_name(options))
         if options.kd_model_name and options.kd_distill_type != 'feature':
             teacher = create_named_model(options.kd_model_name, '--kd-model-name', num_classes=options.num_classes)

@@ -5,6 +5,7 @@ import re
 import shutil
 import unicodedata
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from agmax_timm.data.sources.checks import check_classes
 from agmax_timm.data.sources.classes import ModelClasses, check_evaluation, same_names, summary
 from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.evaluation import evaluated_model
+from agmax_timm.options.parse import parse_train_args
 from agmax_timm.report import command as report
 from agmax_timm.report.report import make_report
 from tests.helpers.predictions import logits_of
@@ -331,6 +333,24 @@ def test_training_from_the_same_classes_in_another_order_warns(kind, ema_run, ex
     train_cli.main([str(links('data', bee='bee', cat='cat', dog='ant')), *words])
     lines = [record.message for record in caplog.records if 'the head starts with weights' in record.message]
     assert len(lines) == 1 and lines[0].startswith(kind) and "data is 'bee' ('ant' in the model)" in lines[0]
+
+
+def test_a_resumed_run_is_not_compared_with_the_weights_that_it_started_from(
+        ema_run, links, tmp_path, monkeypatch, caplog, capsys):
+    """Their classes are in another order than those of the data and of the run."""
+    monkeypatch.chdir(tmp_path)
+    data, start = links('data', bee='bee', cat='cat', dog='ant'), str(ema_run / 'last.pth.tar')
+    checkpoint = load(start)
+    checkpoint['agmax_timm']['class_names'] = ['bee', 'cat', 'dog']
+    torch.save(checkpoint, tmp_path / 'last.pth.tar')
+    options = parse_train_args(['DIR', '--initial-checkpoint', start])
+    dataset, model = create_dataset('', str(data), 'train'), Namespace(num_classes=3)
+    for resume, warned in (str(tmp_path / 'last.pth.tar'), False), ('', True):
+        known_classes.warn_of_other_classes(replace(options, resume=resume), model, dataset)
+        assert ('the head starts with weights of other classes' in caplog.text) == warned
+        words = ['--initial-checkpoint', start, *(['--resume', resume] if resume else [])]
+        _, out = checked(capsys, train_cli.main, data, *words)
+        assert bool(names_class_0(out, 'bee', 'ant', split='train')) == warned
 
 
 def test_a_teacher_with_classes_in_another_order_is_refused(exported, photos, links, capsys):
