@@ -65,9 +65,6 @@ def _refuse(problems: Iterator[str], parser: Parser) -> None:
 def _warn(options: AnyOptions, parser: Parser) -> None:
     """Warn of options without effect, and of more loader workers than cores."""
     from .without_effect import warn_of_idle
-    size, side = options.input_size, options.img_size
-    if size and side and size[1:] != [side, side]:
-        parser.warn(f"--img-size {side} has no effect with --input-size {' '.join(map(str, size))}")
     warn_of_idle(options, parser)
     if options.workers > max(cores(), declared(type(options))['workers'].default):
         parser.warn(f'--workers {options.workers} is more than the {cores()} cores of this process, and may be slower '

@@ -16,7 +16,7 @@ from .data_kinds import kind_of
 from .declare import declared, has_effect
 from .derived import loss_name, mixing, takes_pos_weight
 from .loss import Loss
-from .parsers import AnyOptions, TrainOptions, ValidateOptions
+from .parsers import AnyOptions, TrainOptions, ValidateOptions, saved_train_options
 from .quantities import share_of
 
 Options = TypeVar('Options')
@@ -74,6 +74,8 @@ _BOTH: tuple[Idle[Any], ...] = (
          'without --dataset torch/, hfids/ or tfds/'),
     Idle(('dataset_trust_remote_code',), lambda o: kind_of(o) not in ('hfds', 'hfids'),
          'without --dataset hfds/ or hfids/'),
+    Idle(('img_size',), lambda o: o.input_size and o.img_size and list(o.input_size[1:]) != 2 * [o.img_size],
+         'with --input-size'),
 )
 
 _TRAINING: tuple[Idle[TrainOptions], ...] = (
@@ -159,10 +161,31 @@ def idle_options(options: AnyOptions) -> Iterator[tuple[str, str]]:
                 yield name, row.words.format(**vars(options))
 
 
+def changed_idle_options(options: AnyOptions) -> dict[str, str]:
+    """Return the options without effect that differ from their defaults, and the first reason of each."""
+    reasons: dict[str, str] = {}
+    for name, words in idle_options(options):
+        if name not in reasons and _differs(name, options):
+            reasons[name] = words
+    return reasons
+
+
+def with_effect(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a run without those that warn_of_idle() would name.
+
+    Args:
+        saved: Options that a run saved. All are returned if train.py does not accept the values.
+    """
+    try:
+        idle = changed_idle_options(saved_train_options(saved))
+    except Exception:  # the values may have any type
+        return saved
+    if not idle:
+        return saved
+    return with_effect({name: value for name, value in saved.items() if name not in idle})  # others may need them
+
+
 def warn_of_idle(options: AnyOptions, parser: Parser) -> None:
     """Warn once of each option without effect that differs from its default."""
-    warned = set()
-    for name, words in idle_options(options):
-        if name not in warned and _differs(name, options):
-            warned.add(name)
-            parser.warn(f'{flag_of(name)} has no effect {words}')
+    for name, words in changed_idle_options(options).items():
+        parser.warn(f'{flag_of(name)} has no effect {words}')

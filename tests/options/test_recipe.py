@@ -87,12 +87,18 @@ def every_option(folder):
     return {**vars(parse_train_args([])), **{name: value_of(name, folder) for name in ACTIONS}}
 
 
+@pytest.fixture
+def keep_idle(monkeypatch):
+    """Keep options without effect in recipes."""
+    monkeypatch.setattr('agmax_timm.options.recipe.with_effect', lambda options: options)
+
+
 @functools.cache
 def usual_recipe():
     return recipe(vars(parse_train_args(['DIR'])))
 
 
-def test_a_recipe_has_every_option_and_no_name_of_a_person(folder):
+def test_a_recipe_has_every_option_and_no_name_of_a_person(folder, keep_idle):
     options = every_option(folder)
     default = {name: train_parser().get_default(name) for name in ACTIONS}
     assert [name for name in ACTIONS if options[name] == default[name]] == []
@@ -107,7 +113,7 @@ def test_a_recipe_has_every_option_and_no_name_of_a_person(folder):
 
 
 @pytest.mark.parametrize('name', ACTIONS)
-def test_recipe_and_command_of_each_option_are_accepted_and_equal(name, folder, tmp_path, monkeypatch):
+def test_recipe_and_command_of_each_option_are_accepted_and_equal(name, folder, tmp_path, monkeypatch, keep_idle):
     # Each option alone has no effect.
     monkeypatch.setattr('agmax_timm.options.combinations.check_combinations', lambda *_: ())
     words = words_of(name, folder)
@@ -130,6 +136,27 @@ def test_recipe_and_command_of_each_option_are_accepted_and_equal(name, folder, 
     assert recipe(vars(parse_train_args(command[2:]))) == made
     assert PERSON not in f'{made} {command}' and (name in changed_options(options)) == (
         name not in LEFT_OUT)
+
+
+@pytest.mark.parametrize('words, dropped', [
+    ('--lr 0.1 --lr-base-scale sqrt', '--lr-base-scale sqrt'),  # a checkpoint has both, although nobody gave them
+    ('--sync-bn --dist-bn=', '--dist-bn='),
+    ('--initial-checkpoint FILE --pretrained --pretrained-path FILE', '--pretrained --pretrained-path FILE'),
+    ('--no-aug --hflip 0.1 --scale 0.5 1', '--hflip 0.1 --scale 0.5 1'),
+    ('--input-size 3 32 32 --img-size 64', '--img-size 64'),
+    ('--lr-base 0.1 --lr-base-scale sqrt --dist-bn broadcast --sched none', ''),
+])
+def test_a_recipe_has_no_option_without_effect(words, dropped, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'FILE').write_text('x')
+    made = recipe(vars(parse_train_args(['DIR', *words.split()])))
+    assert ('has no effect' in capsys.readouterr().err) == bool(dropped)
+    alone = recipe(vars(parse_train_args(['DIR', *words.replace(dropped, '').split()])))
+    names = {word[2:].rstrip('=').replace('-', '_') for word in dropped.split() if word.startswith('--')}
+    assert made == {name: value for name, value in alone.items() if name not in names}
+    (tmp_path / 'train_hparams.yaml').write_text(yaml.safe_dump(made))
+    assert recipe(vars(parse_train_args(['DIR', '-c', 'train_hparams.yaml']))) == alone
+    assert capsys.readouterr().err == ''
 
 
 def test_former_names_of_options_are_replaced():

@@ -24,6 +24,7 @@ MULTILABEL = '--task multilabel --num-classes 3 --dataset hfds/x'
 TRAINING = [
     ('--dataset-download', '--dataset-download', 'without --dataset torch/, hfids/ or tfds/'),
     ('--dataset-trust-remote-code', '--dataset-trust-remote-code', 'without --dataset hfds/ or hfids/'),
+    ('--input-size 3 32 64 --img-size 64', '--img-size', 'with --input-size'),
     ('--pin-mem --no-pin-mem', '--pin-mem', 'with --no-pin-mem'),
     ('--amp-dtype bfloat16', '--amp-dtype', 'without --amp'),
     ('--torchcompile-mode max-autotune', '--torchcompile-mode', 'without --torchcompile'),
@@ -113,6 +114,7 @@ TRAINING = [
 VALIDATION = [
     ('--dataset-download', '--dataset-download', 'without --dataset torch/, hfids/ or tfds/'),
     ('--dataset-trust-remote-code', '--dataset-trust-remote-code', 'without --dataset hfds/ or hfids/'),
+    ('--input-size 3 32 64 --img-size 64', '--img-size', 'with --input-size'),
     ('--pin-mem --no-pin-mem', '--pin-mem', 'with --no-pin-mem'),
     ('--train-split x', '--train-split', 'without a share as --split, such as 0.1'),
     ('--val-split-seed 3', '--val-split-seed', 'without a share as --split, such as 0.1'),
