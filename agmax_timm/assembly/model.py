@@ -4,8 +4,8 @@ The order is that of timm's script, so that a run without --agmax draws the same
 """
 import importlib
 import logging
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 from timm import utils
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
-from timm.models import create_model, load_state_dict
+from timm.models import _builder, create_model, load_state_dict
 from timm.task import TrainingTask
 
 from ..base.command_line import flag_of
@@ -142,27 +142,45 @@ def _unfit_checkpoint(name: str, error: Exception, checkpoint_path: str, **kwarg
     return f"--initial-checkpoint '{checkpoint_path}' is not a checkpoint of --model '{name}': {one_line(error, 500)}"
 
 
+@contextmanager
+def _without_pretrained_weights() -> Iterator[None]:
+    """Let timm create models without the weights of `pretrained`, which are neither read nor downloaded.
+
+    `pretrained` itself can change a model: with it, fbnetc_100 has another epsilon in batch norm.
+    """
+    load_pretrained = _builder.load_pretrained
+    _builder.load_pretrained = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        _builder.load_pretrained = load_pretrained
+
+
 def build_model(options: TrainOptions, device: torch.device, precision: Precision) -> tuple[Any, dict]:
-    """Return the model on its device, and its data configuration."""
+    """Return the model on its device, and its data configuration.
+
+    A run that resumes gets all weights from its checkpoint later. The model then has its random initial weights.
+    """
     set_backend_options(options)
     overlay = dict(options.pretrained_cfg_overlay)
     if options.pretrained_path:
         overlay = dict(file=options.pretrained_path, num_classes=-1, **overlay)  # -1 makes timm adapt the head
     pretrained: dict[str, Any] = dict(pretrained_cfg_overlay=overlay) if overlay else {}
-    model = create_named_model(
-        options.model,
-        pretrained=options.pretrained and not options.initial_checkpoint,  # which would replace those weights
-        in_chans=input_channels(options),
-        drop_rate=options.drop,
-        drop_path_rate=options.drop_path,
-        drop_block_rate=options.drop_block,
-        global_pool=options.gp,
-        scriptable=options.torchscript or None,
-        checkpoint_path=options.initial_checkpoint,
-        **picked(options, 'num_classes', 'bn_momentum', 'bn_eps'),
-        **pretrained,
-        **options.model_kwargs,
-    )
+    with _without_pretrained_weights() if options.resume else nullcontext():
+        model = create_named_model(
+            options.model,
+            pretrained=options.pretrained and not options.initial_checkpoint,  # which would replace those weights
+            in_chans=input_channels(options),
+            drop_rate=options.drop,
+            drop_path_rate=options.drop_path,
+            drop_block_rate=options.drop_block,
+            global_pool=options.gp,
+            scriptable=options.torchscript or None,
+            checkpoint_path='' if options.resume else options.initial_checkpoint,
+            **picked(options, 'num_classes', 'bn_momentum', 'bn_eps'),
+            **pretrained,
+            **options.model_kwargs,
+        )
     if options.init_std is not None:
         init_normal(model, options.init_std)
     _init_head(options, model)

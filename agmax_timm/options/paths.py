@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ..base.command_line import flag_of
 from .declare import declared
+from .model import TrainModel
 from .parsers import AnyOptions, TrainOptions, ValidateOptions
 
 CLASSES_OF_MODEL = 'model'  # for --class-map of validate.py: the names that the model has
@@ -18,8 +19,8 @@ def check_paths(options: AnyOptions) -> Iterator[str]:
             yield f'{flag_of(name)} must not have a NUL in it, got {value!r}'
     for name, declaration in declared(type(options)).items():
         value = getattr(options, name)
-        if declaration.is_file and not timms_labels(name, value) and (name, value) != ('class_stats', 'auto') and (
-                name != 'pretrained_path' or options.pretrained):
+        if declaration.is_file and name not in ('initial_checkpoint', 'pretrained_path') and not timms_labels(
+                name, value) and (name, value) != ('class_stats', 'auto'):
             yield from _check_file(name, value)
     # timm looks for it in the folder of the split, too.
     data_dir = glob.escape(options.data_dir or '')
@@ -28,6 +29,7 @@ def check_paths(options: AnyOptions) -> Iterator[str]:
             glob.glob(os.path.join(data_dir, folder, glob.escape(options.class_map))) for folder in ('', '*')):
         yield from _check_file('class_map', options.class_map)
     if isinstance(options, TrainOptions):
+        yield from check_initial_weights(options)
         if options.resume != 'auto':
             yield from _check_file('resume', options.resume)
         if options.experiment:
@@ -41,6 +43,14 @@ def check_paths(options: AnyOptions) -> Iterator[str]:
     folder = os.path.dirname(options.results_file)
     if folder and not os.path.isdir(folder):
         yield f"--results-file '{options.results_file}': no folder '{folder}': make it first"
+
+
+def check_initial_weights(options: TrainModel) -> Iterator[str]:
+    """Yield a line with its flag for each file of weights that is missing. A run that resumes needs none."""
+    if not options.resume:
+        yield from _check_file('initial_checkpoint', options.initial_checkpoint)
+        if options.pretrained:
+            yield from _check_file('pretrained_path', options.pretrained_path or '')
 
 
 def timms_labels(name: str, value: str) -> str:

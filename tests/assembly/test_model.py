@@ -1,5 +1,6 @@
 """The model of a run, from its options."""
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,6 +50,25 @@ def test_settings_of_the_model_come_from_the_options(monkeypatch):
         num_classes=3, drop_rate=0.1, drop_path_rate=0.2, drop_block_rate=0.3, bn_momentum=0.4, bn_eps=0.5,
         global_pool='max', in_chans=1, pretrained=False, scriptable=None, checkpoint_path='',
         pretrained_cfg_overlay=dict(file='x.pth', num_classes=-1))]
+
+
+@pytest.mark.parametrize('flags', ['--initial-checkpoint FILE', '--pretrained --pretrained-path FILE', '--pretrained'])
+def test_a_resumed_run_reads_no_initial_weights(flags, tmp_path):
+    """Its random weights and random state are those of a run without weights to start from."""
+    options = parse_train_args(['DIR', '--model', 'test_resnet', '--num-classes', '3', '--resume', 'auto',
+                                '--experiment', 'run', *flags.replace('FILE', str(tmp_path / 'missing')).split()])
+    expected, state = parameters(), torch.get_rng_state()
+    torch.manual_seed(0)
+    model, _ = build.build_model(replace(options, resume='last.pth.tar'), CPU, build.Precision())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in model.named_parameters())
+
+
+def test_a_resumed_run_has_the_model_that_pretrained_stands_for():
+    """timm's fbnetc_100 has the epsilon of its pretrained weights in batch norm."""
+    options = parse_train_args(['DIR', '--model', 'fbnetc_100', '--img-size', '32', '--pretrained'])
+    model, _ = build.build_model(replace(options, resume='last.pth.tar'), CPU, build.Precision())
+    assert model.bn1.eps == 1e-3 != build.create_named_model('fbnetc_100').bn1.eps
 
 
 def test_drawn_weights_are_those_of_the_baseline_with_agmax():

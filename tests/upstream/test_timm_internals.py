@@ -11,7 +11,7 @@ from timm.data.loader import MultiEpochsDataLoader, PrefetchLoader
 from timm.data.mixup import cutmix_bbox_and_lam, one_hot
 from timm.data.readers.reader import Reader
 from timm.data.scheduled_sampler import ScheduledTransformDataset
-from timm.models import create_model, get_model_args
+from timm.models import _builder, create_model, get_model_args
 from timm.optim import create_optimizer_v2
 from timm.task import ClassificationEvaluator, ClassificationTask, DistillationTeacher, LogitDistillationTask
 from timm.utils import CheckpointSaver, NativeScaler
@@ -295,6 +295,15 @@ def test_the_arguments_that_made_a_model():
     args = get_model_args(create_model('test_vit', num_classes=2, in_chans=1, img_size=32))
     assert args.items() >= {'num_classes': 2, 'in_chans': 1, 'img_size': (32, 32)}.items()
     assert create_model('test_vit', **args).patch_embed.img_size == (32, 32)
+
+
+def test_pretrained_weights_are_loaded_by_one_function(monkeypatch):
+    """Resumed runs that would read or download initial weights: _without_pretrained_weights() in assembly/model.py."""
+    loaded = []
+    monkeypatch.setattr(_builder, 'load_pretrained', lambda model, **kwargs: loaded.append(type(model).__name__))
+    for name in ('test_resnet', 'test_vit', 'fbnetc_100'):
+        create_model(name, pretrained=True)
+    assert loaded == ['ResNet', 'VisionTransformer', 'EfficientNet']
 
 
 def test_files_of_labels():

@@ -24,6 +24,7 @@ from ...base.safe_load import verify
 from ...options.declare import values
 from ...options.model import TrainModel
 from ...options.parsers import TrainOptions
+from ...options.paths import check_initial_weights
 from ...options.run import Run
 from ...weights.find import checkpoint_names, newest_checkpoint, next_branch
 from .log import read_rows
@@ -38,8 +39,8 @@ def resolve_resume(options: TrainOptions) -> TrainOptions:
     """Verify the checkpoint of --resume. For 'auto', it is the newest valid one of --experiment, '' if there is none.
 
     Raises:
-        OptionError: All checkpoints are damaged.
-        CheckpointError: The given one is.
+        OptionError: All checkpoints are damaged, or there is none and a file of initial weights is missing.
+        CheckpointError: The given one is damaged.
     """
     if options.resume != 'auto':
         if options.resume:
@@ -53,7 +54,10 @@ def resolve_resume(options: TrainOptions) -> TrainOptions:
                           '--resume FILE, or start a new run with another --experiment')
     if damaged and is_first_process():
         _logger.warning(f"{reasons}: continuing from '{path}'")
-    return replace(options, resume=path or '')
+    options = replace(options, resume=path or '')
+    for problem in check_initial_weights(options):
+        raise OptionError(problem)
+    return options
 
 
 def check_folder(options: TrainOptions, auto: bool = False, lock: bool = True) -> None:

@@ -24,7 +24,7 @@ from agmax_timm.training import epochs
 from agmax_timm.training.checkpoints import manager
 from agmax_timm.training.output import run_folder
 from agmax_timm.training.output.log_file import LogFile
-from tests.helpers.run_files import epochs_in
+from tests.helpers.run_files import epochs_in, status_of
 
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
          '--warmup-epochs', '0', '--lr', '0.05', '--log-interval', '1', '--experiment', 'run']
@@ -102,6 +102,17 @@ def test_a_damaged_file_to_resume_is_refused_before_data_is_opened(run, photos, 
     with pytest.raises(SystemExit) as ended:
         train_cli.main([str(photos), *SMALL, '--epochs', '3', '--output', str(tmp_path), '--resume', str(path)])
     assert ended.value.code == 2 and f"'{path}' is damaged" in capsys.readouterr().err
+
+
+def test_a_run_continues_without_the_weights_that_it_started_from(run, photos, tmp_path, capsys):
+    argv, gone = [str(photos), *SMALL, '--output', str(tmp_path), '--resume', 'auto'], str(tmp_path / 'gone.pth')
+    pretrained, initial = ['--pretrained', '--pretrained-path', gone], ['--initial-checkpoint', gone]
+    train_cli.main([*argv, '--epochs', '3', '--stop-epoch', '2', *pretrained, *initial])
+    for flags in (pretrained, initial):
+        assert status_of(train_cli.main, [*argv, *flags, '--experiment', 'new']) == 2
+        assert capsys.readouterr().err.endswith(f"error: {flags[-2]} '{gone}': no such file\n")
+    assert not (tmp_path / 'new').exists()
+    assert epochs_in(run) == [0, 1]
 
 
 # Whose folder it is
