@@ -123,7 +123,7 @@ def run_jobs(
         validate: Function from options to results.
     """
     for job in jobs:
-        free_memory()  # the previous model may still use it
+        release_memory()  # the previous model may still use it
         results = validate_with_retry(
             replace(options, model=job.model, checkpoint=job.checkpoint), validate, device)
         if job.checkpoint:
@@ -155,7 +155,7 @@ def validate_with_retry(options: ValidateOptions, validate: Callable, device: to
         _logger.warning(f"'{model or options.checkpoint}': {message}. Retrying with --batch-size {batch_size}.")
         # Marked as given, so that the batch size of the checkpoint does not replace it.
         options = replace(adopted, batch_size=batch_size, given=options.given | {'batch_size'})
-        free_memory()
+        release_memory()
 
 
 def _can_retry(error: Exception, device: torch.device) -> bool:
@@ -173,7 +173,7 @@ def check_ranks(device: torch.device) -> None:
         raise RankError(can_retry=worst == 1)
 
 
-def free_memory() -> None:
+def release_memory() -> None:
     """Return unused memory of the GPU to the driver."""
     gc.collect()
     if torch.cuda.is_available():

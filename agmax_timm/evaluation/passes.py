@@ -53,7 +53,7 @@ class Evaluation:
 
     def evaluate(self, name: str, loader: Any, evaluator: Any, perturb: Callable | None = None) -> dict[str, float]:
         """Return the metrics of one pass over a loader. Without a name, nothing is logged."""
-        bulk.free_memory()  # each loader has its own stream, and torch keeps memory for each stream
+        bulk.release_memory()  # each loader has its own stream, and torch keeps memory for each stream
         subject = self.subject
         return evaluate(
             subject.model, loader, subject.options, subject.device, subject.precision, subject.options.log_freq,

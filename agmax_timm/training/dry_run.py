@@ -26,7 +26,7 @@ from .checkpoints.manager import most_files
 from .checkpoints.state import Position
 from .create_run import TrainingRun
 from .epochs import prepare_loader
-from .output.run_folder import run_folder
+from .output.run_folder import run_or_parent_folder
 from .updates.finite_check import CheckResult, FiniteCheck
 from .updates.loop import synchronize, train_one_epoch
 from .updates.losses import RunningLosses
@@ -216,7 +216,7 @@ def _memory(device: torch.device) -> str:
 
 def _disk(options: Run, size: int, files: int) -> str:
     """Compare the size of the checkpoints with the free space. Warn if they will not fit."""
-    path = run_folder(options)
+    path = run_or_parent_folder(options)
     there = {(stat.st_dev, stat.st_ino): stat.st_size for stat in (
         os.stat(os.path.join(path, name)) for name in checkpoint_names(path))}
     place = os.path.abspath(path)

@@ -46,7 +46,7 @@ def resolve_resume(options: TrainOptions) -> TrainOptions:
         if options.resume:
             verify(options.resume)
         return options
-    folder = run_folder(options)
+    folder = run_or_parent_folder(options)
     path, damaged = newest_checkpoint(folder)
     reasons = '; '.join(reason for _, reason in damaged)
     if damaged and path is None:
@@ -70,7 +70,7 @@ def check_folder(options: TrainOptions, auto: bool = False, lock: bool = True) -
     Raises:
         OptionError: The folder cannot be used.
     """
-    folder = run_folder(options)
+    folder = run_or_parent_folder(options)
     if options.experiment and os.path.isdir(folder) and not resumes_in(options, folder):
         held = checkpoint_names(folder)
         if os.path.exists(summary_path(folder)) and not auto:
@@ -253,7 +253,7 @@ def branch_to_write(options: TrainOptions, auto: bool, state: dict[str, Any]) ->
     """
     folder = os.path.dirname(options.resume)
     continues = auto and options.start_epoch is None and not options.no_resume_opt
-    if not continues and options.experiment and resumes_in(options, run_folder(options)):
+    if not continues and options.experiment and resumes_in(options, run_or_parent_folder(options)):
         return next_branch(folder)
     return state.get('line', 0) if continues else 0
 
@@ -262,7 +262,7 @@ def summary_path(folder: str) -> str:
     return os.path.join(folder, 'summary.csv')
 
 
-def run_folder(options: Run) -> str:
+def run_or_parent_folder(options: Run) -> str:
     """Return the folder of --experiment, or the parent folder of runs without a name."""
     return os.path.join(_parent(options), options.experiment)
 
