@@ -7,8 +7,9 @@ from torch import Tensor
 
 from .calibration import Calibration, CalibrationBins
 
-# Largest number of classes whose confusion matrix is shown.
+# Largest number of classes whose confusion matrix is shown, and largest number of mistakes in the list of them.
 MOST_CLASSES = 30
+MOST_PAIRS = 20
 
 
 class PerClass(NamedTuple):
@@ -76,11 +77,11 @@ def confusion(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
     return torch.bincount(pairs, minlength=num_classes ** 2).reshape(num_classes, num_classes)
 
 
-def confused_pairs(prediction: Tensor, target: Tensor, num_classes: int, most: int = 20) -> list[Pair]:
-    """Return the most frequent mistakes. The confusion matrix [K, K] is not built: K may be large."""
+def confused_pairs(prediction: Tensor, target: Tensor, num_classes: int) -> list[Pair]:
+    """Return the MOST_PAIRS most frequent mistakes. The confusion matrix [K, K] is not built: K may be large."""
     wrong = prediction != target
     pairs, counts = (target.long() * num_classes + prediction)[wrong].unique(return_counts=True)
-    order = counts.argsort(descending=True, stable=True)[:most]
+    order = counts.argsort(descending=True, stable=True)[:MOST_PAIRS]
     frequent = zip(pairs[order].tolist(), counts[order].tolist())
     return [Pair(pair // num_classes, pair % num_classes, count) for pair, count in frequent]
 

@@ -8,6 +8,8 @@ from ..data.loading.device import Input
 from ..data.pictures import ToPicture
 from .analysis import Analysis, analyse
 
+MOST_MISTAKES = 24  # with a picture
+
 
 @dataclass
 class Mistake:
@@ -24,12 +26,10 @@ class Outcomes:
 
     Args:
         to_picture: Function that converts an input of the model to an image.
-        most: Largest number of mistakes to keep.
     """
 
-    def __init__(self, to_picture: ToPicture, most: int = 24):
+    def __init__(self, to_picture: ToPicture):
         self.to_picture = to_picture
-        self.most = most
         self.count = 0
         self.mistakes: list[Mistake] = []  # most confident first
         self._batches: list[torch.Tensor] = []
@@ -38,13 +38,13 @@ class Outcomes:
         """Add a batch: input of the model, logits [B, K], true classes [B]."""
         confidence, prediction = output.float().softmax(dim=1).nan_to_num(0.).max(dim=1)
         wrong = (prediction != target).nonzero().flatten()
-        least = self.mistakes[-1].confidence if len(self.mistakes) == self.most else -1.
-        for i in wrong[confidence[wrong].argsort(descending=True)][:self.most].tolist():
+        least = self.mistakes[-1].confidence if len(self.mistakes) == MOST_MISTAKES else -1.
+        for i in wrong[confidence[wrong].argsort(descending=True)][:MOST_MISTAKES].tolist():
             if confidence[i] <= least:
                 break
             self.mistakes.append(Mistake(self.count + i, int(target[i]), int(prediction[i]), float(confidence[i]),
                                          self.to_picture(input, i)))
-        self.mistakes = sorted(self.mistakes, key=lambda mistake: -mistake.confidence)[:self.most]
+        self.mistakes = sorted(self.mistakes, key=lambda mistake: -mistake.confidence)[:MOST_MISTAKES]
         self.count += len(target)
         self._batches.append(torch.stack([prediction.double(), confidence.double(), target.double()]).cpu())
 

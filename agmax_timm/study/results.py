@@ -108,15 +108,15 @@ def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> D
     return Difference(differences, centre, centre - half, centre + half)
 
 
-def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """Return the two-sided quantile of Student's distribution with `freedom` degrees of freedom.
+def t_quantile(freedom: int) -> float:
+    """Return the two-sided quantile for CONFIDENCE of Student's distribution with `freedom` degrees of freedom.
 
     The share within t has a closed form in the angle atan(t / sqrt(freedom)): Abramowitz and Stegun 26.7.3, 26.7.4.
     """
     low, high = 0., math.pi / 2
     for _ in range(100):  # bisection to full precision
         angle = (low + high) / 2
-        low, high = (angle, high) if _share_within(angle, freedom) < confidence else (low, angle)
+        low, high = (angle, high) if _share_within(angle, freedom) < CONFIDENCE else (low, angle)
     return math.sqrt(freedom) * math.tan(low)
 
 
