@@ -288,7 +288,7 @@ def test_sharded_layers_are_the_blocks_of_the_model(architecture, container, dep
     ('--clip-grad 1 --clip-mode agc', ['--clip-mode agc', '--fsdp', 'norm']),
     ('--model-ema --model-ema-force-cpu', ['--model-ema-force-cpu', '--fsdp']),
     ('--model-ema --model-dtype bfloat16', ['--model-ema', '--model-dtype bfloat16', '--fsdp']),
-    ('--kd-model-name resnet18', ["--kd-model-name 'resnet18'", '--fsdp']),
+    ('--kd-model-name resnet18', ['--kd-model-name', '--fsdp']),
     ('--dataset wds/x --num-classes 3', ["--dataset 'wds/x'", '--fsdp', "--val-split ''"]),
 ])
 def test_options_that_cannot_be_combined_with_sharding_are_refused(flags, words, capsys):
