@@ -84,8 +84,10 @@ def build_datasets(options: TrainOptions, data_config: dict, opened: Opened | No
         if validation is None:
             validation = open_validation(options, data_config)
         if options.val_split == options.train_split:
-            _logger.warning(f"--val-split '{options.val_split}' names the training images, so validation does not show "
-                            'how the model does on others. To hold out a tenth of them: --val-split 0.1')
+            if is_primary():
+                _logger.warning(f"--val-split '{options.val_split}' names the training images, so validation does not "
+                                'show how the model does on others: name another split, or a share such as 0.1 if the '
+                                'data has an index and one label per image')
         elif share_of(options.val_split) is None:
             check_different(train, validation)
     _logger.info(summary({options.train_split: train, split_name(vars(options), options.val_split): validation}))

@@ -36,11 +36,11 @@ class Model:
 class TrainModel(Model):
     """Model."""
     pretrained_path: str | None = option(None, 'file to read instead of the published pretrained weights',
-        metavar='FILE', needs='pretrained', resume='ignored', recipe='file name', is_file=True)
+        metavar='FILE', needs='pretrained', resume='ignored', recipe='file name')
     pretrained_cfg_overlay: dict[str, Any] = option({}, 'changes of the configuration of the pretrained weights',
         metavar='KEY=VALUE')
     initial_checkpoint: str = option('', 'file of weights to start from; they must fit all layers of the model',
-        metavar='FILE', resume='ignored', recipe='file name', is_file=True, synonyms=('ckpt', 'finetune', 'weights'))
+        metavar='FILE', resume='ignored', recipe='file name', synonyms=('ckpt', 'finetune', 'weights'))
     resume: str = option('', "checkpoint to resume from; 'auto': the newest one of --experiment, if any",
         metavar='FILE', affects_result=False, recipe='left out')
     no_resume_opt: bool = option(False, 'resume without the state of the optimizer',

@@ -19,8 +19,7 @@ def check_paths(options: AnyOptions) -> Iterator[str]:
             yield f'{flag_of(name)} must not have a NUL in it, got {value!r}'
     for name, declaration in declared(type(options)).items():
         value = getattr(options, name)
-        if declaration.is_file and name not in ('initial_checkpoint', 'pretrained_path') and not timms_labels(
-                name, value) and (name, value) != ('class_stats', 'auto'):
+        if declaration.is_file and not timms_labels(name, value) and (name, value) != ('class_stats', 'auto'):
             yield from _check_file(name, value)
     # timm looks for it in the folder of the split, too.
     data_dir = glob.escape(options.data_dir or '')

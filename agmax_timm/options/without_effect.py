@@ -6,7 +6,7 @@ surprises.py has the warnings that need the length of a run.
 """
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -171,18 +171,25 @@ def changed_idle_options(options: AnyOptions) -> dict[str, str]:
 
 
 def with_effect(saved: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a run without those that warn_of_idle() would name.
+    """Return the options of a run without those that warn_of_idle() would name, unless their defaults have an effect.
 
     Args:
         saved: Options that a run saved. All are returned if train.py does not accept the values.
     """
     try:
-        idle = changed_idle_options(saved_train_options(saved))
+        options = saved_train_options(saved)
+        idle = [name for name in changed_idle_options(options) if name in saved and not _default_acts(name, options)]
     except Exception:  # the values may have any type
         return saved
     if not idle:
         return saved
     return with_effect({name: value for name, value in saved.items() if name not in idle})  # others may need them
+
+
+def _default_acts(name: str, options: TrainOptions) -> bool:
+    """Whether the default of an option has an effect: '--decay-epochs 200' of 150 epochs has none, 90 has one."""
+    default = declared(type(options))[name].default
+    return default is not None and name not in dict(idle_options(replace(options, **{name: default})))
 
 
 def warn_of_idle(options: AnyOptions, parser: Parser) -> None:

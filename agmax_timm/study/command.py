@@ -2,11 +2,13 @@
 import os
 import shlex
 from contextlib import suppress
+from dataclasses import replace
 
 from ..base.command import command
 from ..base.command_line import Parser
 from ..base.errors import OptionError
 from ..options.data_kinds import kind_of
+from ..options.paths import check_initial_weights
 from ..options.recipe_files import STUDIES, ListRecipes, find_recipe
 from .cost import epochs_of, updates_and_views
 from .definition import Study, read_study
@@ -38,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
             raise OptionError(f"--table: no folder '{output}': train the study first, or name its --output")
         write_results(study, runs, output)
         return 0
-    check_data(study, runs)
+    check_files(study, runs)
     os.makedirs(output, exist_ok=True)
     return run_study(study, runs, output, args.jobs, args.devices)
 
@@ -57,12 +59,16 @@ def print_plan(runs: list[Run]) -> None:
           f'{sum(map(is_complete, runs))} runs are complete')
 
 
-def check_data(study: Study, runs: list[Run]) -> None:
-    """Raise OptionError if a data folder does not exist, before a run fails."""
+def check_files(study: Study, runs: list[Run]) -> None:
+    """Raise OptionError if data, or initial weights of a run that has not begun, do not exist, before a run fails."""
     for folder in {run.data for run in runs if kind_of(run.options) in ('folder', 'tar')}:
         if not os.path.exists(folder):
             raise OptionError(f"'{study.path}': data: no folder or tar file '{folder}': name another one with --data "
                               'DIR')
+    for run in runs:
+        if not os.path.isdir(run.folder):
+            for problem in check_initial_weights(replace(run.options, resume='')):
+                raise OptionError(f"'{study.path}': '{run.name}': {problem}")
 
 
 def run_study(study: Study, runs: list[Run], output: str, jobs: int, devices: list[str]) -> int:

@@ -66,7 +66,7 @@ def position_of(checkpoint: dict[str, Any]) -> tuple[int, float] | None:
         images = math.inf if position.get('trained') else int(position['batch']) * _images_of_batch(state)
         return int(position['epoch']), images
     except (AttributeError, KeyError, TypeError, ValueError):
-        return max(0, following - 1), 0
+        return max(0, following - 1), 0  # the epoch in which the file was written
 
 
 def _images_of_batch(state: dict[str, Any]) -> int:

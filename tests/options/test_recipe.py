@@ -159,6 +159,15 @@ def test_a_recipe_has_no_option_without_effect(words, dropped, tmp_path, monkeyp
     assert capsys.readouterr().err == ''
 
 
+@pytest.mark.parametrize('words, name', [
+    ('--sched step --decay-epochs 200 --epochs 150', 'decay_epochs'),  # the default, 90, would lower the rate
+    ('--sched multistep --decay-milestones 300 400 --epochs 200', 'decay_milestones'),
+])
+def test_a_recipe_keeps_an_option_without_effect_whose_default_has_one(words, name):
+    options = vars(parse_train_args(['DIR', *words.split()]))
+    assert recipe(options)[name] == options[name]
+
+
 def test_former_names_of_options_are_replaced():
     assert recipe({'agmax': True, 'agmax_init_std': 0.2}) == {'agmax': True, 'init_std': 0.2}
     assert train_command({'agmax': True, 'agmax_init_std': 0.2}) == 'python train.py --agmax --init-std 0.2'

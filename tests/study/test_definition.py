@@ -66,9 +66,23 @@ def test_a_folder_of_data_that_is_not_read_need_not_exist(tmp_path, capsys):
     """Only a warning, as from train.py. The demo has 1,000 training images."""
     study = read_study(write_study(tmp_path, base={**SMALL, 'dataset': 'demo', 'num_classes': 10}, seeds=[0]))
     runs = make_runs(study, str(tmp_path / 'absent'), str(tmp_path))
-    command.check_data(study, runs)
+    command.check_files(study, runs)
     assert "absent' has no effect with --dataset demo" in capsys.readouterr().err
     assert cost.updates_and_views(runs) == (2 * 250, 3 * 1000)
+
+
+@pytest.mark.parametrize('flags', [{'initial_checkpoint': 'gone.pth'},
+                                   {'pretrained': True, 'pretrained_path': 'gone.pth'}])
+def test_missing_initial_weights_are_refused_before_a_run_begins(tmp_path, photos, flags):
+    """A run that has begun may have a checkpoint, which replaces them."""
+    study = read_study(write_study(tmp_path, base={**SMALL, **flags}, methods={'one': None, 'two': None}, seeds=[0]))
+    runs = make_runs(study, str(photos), str(tmp_path / 'output'))
+    flag = [*flags][-1].replace('_', '-')
+    with pytest.raises(OptionError, match=f"'one, seed 0': --{flag} 'gone.pth': no such file"):
+        command.check_files(study, runs)
+    for run in runs:
+        (tmp_path / 'output' / run.folder).mkdir(parents=True)
+    command.check_files(study, runs)
 
 
 def test_devices_without_a_job_give_a_warning(tmp_path, photos, capsys):

@@ -36,7 +36,8 @@ class ResumedRun:
         checkpoint = read_file(options.resume, mmap=True)
         state = checkpoint.get(STATE) or {}
         position = Position(**state['position']) if state else Position()
-        epoch = (position_of(checkpoint) or (None,))[0]
+        found = position_of(checkpoint)
+        epoch = found[0] if found else None
         # After training of an epoch only its evaluation is left, which does not depend on the training samples.
         again = options.start_epoch is not None or options.no_resume_opt  # from the start of an epoch
         within = bool(position.batch) and not position.trained and not again
@@ -55,7 +56,8 @@ class ResumedRun:
         if is_primary():
             for reason in filter(None, (obstacle, compare_views(data, state['data']) if state else '')):
                 _logger.warning(f'{reason}: the run continues, but differs from an uninterrupted run.')
-            if 'metric' not in checkpoint and epoch is not None and (not state or options.no_resume_opt):
+            if 'metric' not in checkpoint and epoch is not None and options.start_epoch is None and (
+                    not state or options.no_resume_opt):
                 _logger.warning(f"'{options.resume}' was written within epoch {epoch}, which is trained again from its "
                                 'start.')
             if changed or of_data:
