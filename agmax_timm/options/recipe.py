@@ -5,7 +5,7 @@ from typing import Any
 
 from .declare import Option, by_any_name
 from .parsers import TrainOptions
-from .without_effect import with_effect
+from .without_effect import reset_idle
 
 # The source that an option may name in front of a folder.
 _SOURCE = re.compile(r'(?:local-dir|file):(?://)?|(?:hfds|hfids|tfds|wds|torch)/', re.IGNORECASE)
@@ -22,14 +22,15 @@ _SECRETS = {
 def recipe(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options that repeat a run on any machine, as a file for train.py -c.
 
-    Options that are not set are left out, and so are those of the machine, the process and the person, and those with
-    no effect. Paths of files are reduced to the file name. To repeat the run, put these files into the working folder.
+    Options that are not set are left out, and so are those of the machine, the process and the person. Options with no
+    effect have their defaults. Paths of files are reduced to the file name. To repeat the run, put these files into the
+    working folder.
 
     Args:
         options: Options of a run. Options that train.py does not have are left out.
     """
     known = by_any_name(TrainOptions)
-    return with_effect({
+    return reset_idle({
         known[name].name: _portable_option(known[name], value) for name, value in sorted(options.items())
         if name in known and known[name].recipe != 'left out' and value is not None})
 

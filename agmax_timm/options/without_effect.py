@@ -170,8 +170,10 @@ def changed_idle_options(options: AnyOptions) -> dict[str, str]:
     return reasons
 
 
-def with_effect(saved: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a run without those that warn_of_idle() would name, unless their defaults have an effect.
+def reset_idle(saved: dict[str, Any]) -> dict[str, Any]:
+    """Reset the options of a run that have no effect to their defaults, so that warn_of_idle() names none.
+
+    An option stays if its default would have an effect. It is left out if its default is None.
 
     Args:
         saved: Options that a run saved. All are returned if train.py does not accept the values.
@@ -183,7 +185,9 @@ def with_effect(saved: dict[str, Any]) -> dict[str, Any]:
         return saved
     if not idle:
         return saved
-    return with_effect({name: value for name, value in saved.items() if name not in idle})  # others may need them
+    defaults = {name: declared(TrainOptions)[name].default for name in idle}
+    # Again, because other options may need these.
+    return reset_idle({name: value for name, value in (saved | defaults).items() if value is not None})
 
 
 def _default_acts(name: str, options: TrainOptions) -> bool:
