@@ -296,6 +296,22 @@ def test_the_readme_compares_the_combinations_that_were_chosen_on_other_images(d
     assert row.endswith(f"| {' | '.join(cells)} |")
 
 
+def test_the_readme_has_the_tuning_of_small_batches_on_cifar10():
+    top1 = defaultdict(list)
+    for row in rows_of('agreement_pilots'):
+        if (row['data'], row['split']) == ('cifar10_2k', 'tune'):
+            top1[row['arm'].split(' ramp')[0]].append(float(row['top1']))
+    pairs = [[f"{mean(top1[f'{form} batch={batch}{weight}']):.1f}" for batch in ('12 rate=0.05', '25 rate=0.1')]
+             for form, weight in (('plain', ''), ('memory', ' weight=1'))]
+    readme, page = (' '.join(text.split()) for text in (
+        (HOME / 'README.md').read_text(), section('Cheaper forms of agreement')))
+    (baseline, chosen), (memory, chosen_memory) = pairs
+    assert f'({baseline} against {chosen} for the baseline, {memory} against {chosen_memory} for remembered' in readme
+    assert f'*plain* has {baseline} with them and {chosen} with the chosen combination, *memory* {memory} and ' \
+        f'{chosen_memory}.' in page
+    assert f"has {mean(top1['plain batch=12 rate=0.1']):.1f}." in page
+
+
 def test_the_page_has_the_results_of_fine_tuning():
     top1 = defaultdict(dict)
     for row in rows_of('finetune_pocket'):
