@@ -38,7 +38,7 @@ def read_file(path: str, mmap: bool = False) -> dict[str, Any]:
             warnings.simplefilter('ignore')  # the error below suffices
             mmap = mmap and _is_zip(path)
             checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, LookupError) as error:  # the text of a LookupError is a bare key
         found = re.search(r'GLOBAL ([\w.]+)', str(error))
         if found is None:
             raise CheckpointError(f"'{path}' is damaged or not a checkpoint") from error

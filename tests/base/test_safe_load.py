@@ -61,3 +61,12 @@ def test_truncated_empty_and_random_files_are_refused(small, tmp_path):
     path.write_bytes(random.Random(0).randbytes(5000))
     with pytest.raises(CheckpointError, match='damaged or not a checkpoint'):
         read_file(str(path))
+
+
+def test_a_text_file_is_refused_without_a_number_as_the_reason(tmp_path):
+    """torch's unpickler raises KeyError with an index as its text."""
+    path = tmp_path / 'notes.pth.tar'
+    path.write_text('junk\n')
+    with pytest.raises(CheckpointError) as error:
+        read_file(str(path))
+    assert str(error.value) == f"'{path}' is damaged or not a checkpoint"
